@@ -1,0 +1,373 @@
+#!/usr/bin/env python3
+"""Publish tasks to the queue, and say so only when RabbitMQ has confirmed them.
+
+    python producer.py                                   12 sample tasks
+    python producer.py --count 50 --complexity 0.5-3     more of them, 0.5 to 3 seconds each
+    python producer.py tasks.jsonl                       a JSON object per line, checked whole before the first publish
+    some-command | python producer.py -                  the same from a pipe, as it comes
+
+A task is safe once it is confirmed: RabbitMQ has it on disk. What was not confirmed when a connection breaks is
+published again, so a task may be there twice, but none is lost.
+
+Exit status: 0 every task is confirmed; 1 it could not go on; 2 a wrong call or a bad line in the input;
+130 or 143 stopped by a signal before the end.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter, deque
+from collections.abc import Sequence
+from typing import Any
+
+import pika
+
+from tareas import broker
+from tareas.cli import Parser, Trouble, complexity_range, positive, run, seconds
+from tareas.events import Events
+from tareas.reconnect import Rests
+from tareas.sources import BadLine, Item, Sample, Source, open_source
+from tareas.stopping import Abandoned, Stopping
+from tareas.task import QUEUE, SAMPLE_COMPLEXITY
+
+WINDOW = 1000  # tasks published and not yet confirmed: enough to keep RabbitMQ busy, little enough to publish again
+WINDOW_BYTES = 8 * 2**20
+TICK = 0.1  # seconds between two looks at signals
+FULL_REST = (0.1, 2.0)  # seconds before what RabbitMQ refused is published again: the first rest and the longest
+SHOWN = 20  # tasks that a person sees confirmed one by one; after them, the progress
+
+
+class Producer:
+    """Publishes every task of a source, with at most WINDOW of them unconfirmed.
+
+    pika's BlockingConnection would wait for each confirm before the next publish; its SelectConnection, whose calls
+    come back as callbacks, keeps many on their way and is some twenty times as fast.
+    """
+
+    def __init__(
+        self, source: Source, *, url: str | None = None, queue: str = QUEUE, events: Events | None = None,
+        connect_timeout: float | None = None,
+    ) -> None:
+        self.source = source
+        self.queue = queue
+        self.addresses = broker.addresses(url or broker.default_url())
+        self.connect_timeout = connect_timeout
+        self.events = events or Events("producer")
+        self.tell = self.events.tell
+        self.published = 0  # different tasks
+        self.confirmed = 0
+        self.stopping = Stopping(self._say_stopping)
+        self.rests = Rests(self.tell)
+        self._connection: Any = None
+        self._channel: Any = None
+        self._address = self.addresses[0]
+        self._unconfirmed: dict[int, Item] = {}  # by delivery tag, oldest first
+        self._bytes = 0  # of the unconfirmed
+        self._again: deque[Item] = deque()  # to be published again, before anything new
+        self._returned: Counter[Item] = Counter()  # those whose confirm, which follows the return, is not here yet
+        self._declaring = ""
+        self._refusals = 0
+        self._tag = 0
+        self._ready = False  # the queues are declared and nothing holds us up
+        self._full = 0.0  # the current rest of a full queue; 0 when it is not
+        self._blocked = False
+        self._reading = False  # waiting for the pipe
+        self._properties = pika.BasicProperties(
+            content_type="application/json", delivery_mode=pika.DeliveryMode.Persistent.value, app_id="producer.py"
+        )
+        self._error: BaseException | None = None  # why the connection ended
+        self._ever = False
+        self._bad_line: BadLine | None = None
+        self._progress_due = 0.0
+        self._began = time.monotonic()
+
+    # -- the life of a producer
+
+    def start(self) -> int:
+        """Publish all, connecting again as often as needed. Returns the exit status.
+
+        Raises Trouble when there is no way on, and BadLine after everything before the bad line is confirmed.
+        """
+        broker.read_any_headers()
+        self._began = began = time.monotonic()
+        status = 0
+        with self.stopping:
+            try:
+                while not self._finished():
+                    self._connect_and_publish()
+                    if self._finished():
+                        break
+                    error = self._error or pika.exceptions.StreamLostError("the connection ended")
+                    reason = broker.explain(error, self._address)
+                    if self._ready:
+                        self.tell("connection_lost", reason=reason)
+                        began = time.monotonic()
+                    elif isinstance(error, Trouble):
+                        raise error
+                    elif broker.is_denied(error) and not self._ever:
+                        raise broker.Denied(reason)
+                    if self.stopping.requested and not self._unconfirmed and not self._again:
+                        break
+                    if self.connect_timeout is not None and time.monotonic() - began > self.connect_timeout:
+                        raise Trouble(f"no connection within {self.connect_timeout:g} s: {reason}; {self._summary()}")
+                    self._give_back_unconfirmed()
+                    self.stopping.rest(self._next_rest(reason))
+            except Abandoned:
+                pass
+        self.tell("finished", published=self.published, confirmed=self.confirmed,
+                  seconds=round(time.monotonic() - self._began, 3))
+        if self._bad_line is not None:
+            raise BadLine(f"{self._bad_line}; {self._summary()}", status=self._bad_line.status)
+        if not self._complete() and self.stopping.requested:
+            status = 128 + (self.stopping.abandoned or self.stopping.requested)
+        return status
+
+    def _connect_and_publish(self) -> None:
+        """One connection, from connect to close."""
+        self._ready = self._blocked = self._reading = False
+        self._error = None
+        self._full = 0.0
+        try:
+            self._connection = pika.SelectConnection(
+                broker.parameters(self._address, "producer"),
+                on_open_callback=self._on_open, on_open_error_callback=self._on_closed,
+                on_close_callback=self._on_closed,
+            )
+            self._connection.ioloop.call_later(TICK, self._tick)
+            self._connection.ioloop.start()
+        except broker.LOST as error:
+            if self.events.broken:  # an OSError too, but of our own output
+                raise
+            self._error = self._error or error
+
+    # -- the steps of the protocol, each called back by the one before
+
+    def _on_open(self, connection: Any) -> None:
+        broker.tell_alarms(connection, self._on_alarm)
+        connection.channel(on_open_callback=self._on_channel)
+
+    def _on_channel(self, channel: Any) -> None:
+        self._channel = channel
+        self._tag = 0
+        channel.add_on_close_callback(self._on_channel_closed)
+        channel.add_on_return_callback(self._on_return)
+        channel.confirm_delivery(self._on_confirm, callback=lambda _: self._declare(broker.declarations(self.queue)))
+
+    def _declare(self, left: list[tuple[str, dict[str, Any]]]) -> None:
+        """Declare the queues one after the other, then publish."""
+        if not left:
+            self._declaring = ""
+            if not self._ready:
+                self._ready = self._ever = True
+                self.rests.reset()
+                self.tell("connected", address=self._address.shown)
+            return self._publish()
+        (name, arguments), *rest = left
+        timer = broker.give_up_after(broker.ANSWER_TIMEOUT, self._connection)
+
+        def declared(frame: Any) -> None:
+            timer.cancel()
+            self._declare(rest)
+
+        self._declaring = name
+        self._channel.queue_declare(name, durable=True, arguments=arguments, callback=declared)
+
+    def _publish(self) -> None:
+        """Publish until the window is full or the source has nothing more for now."""
+        if not self._ready or self._blocked or self._full or self._declaring:
+            return
+        properties = self._properties
+        properties.timestamp = int(time.time())
+        while len(self._unconfirmed) < WINDOW and self._bytes < WINDOW_BYTES:
+            again = bool(self._again)
+            item = None if self.stopping.requested else self._again.popleft() if again else self._take()
+            if item is None:
+                break
+            properties.message_id = item.id
+            self._tag += 1
+            self._unconfirmed[self._tag] = item
+            self._bytes += len(item.body)
+            if self.events.as_json:
+                if again:
+                    self.tell("published", id=item.id, again=True)
+                else:
+                    self.tell("published", id=item.id)
+            self._channel.basic_publish("", self.queue, item.body, properties, mandatory=True)
+        if self._finished() and self._connection.is_open:
+            self._close()
+
+    def _take(self) -> Item | None:
+        """The next new task, None if there is none now or for ever."""
+        if self.stopping.requested or self._bad_line or self.source.ended:
+            return None
+        try:
+            item = self.source.take()
+        except BadLine as error:
+            self._bad_line = error
+            return None
+        if item is not None:
+            self.published += 1
+        elif not self.source.ended and not self._reading:
+            fd = self.source.fileno()
+            if fd is not None:  # let the loop wait for the pipe and for RabbitMQ at once: heartbeats go on
+                self._reading = True
+                self._connection.ioloop.add_handler(fd, self._on_input, self._connection.ioloop.READ)
+        return item
+
+    def _on_input(self, fd: int, events: int) -> None:
+        self._connection.ioloop.remove_handler(fd)
+        self._reading = False
+        self._publish()
+
+    def _on_confirm(self, frame: Any) -> None:
+        """RabbitMQ answers for one task, or for all up to one: stored, or not."""
+        method = frame.method
+        if method.multiple:
+            tags = []
+            for tag in self._unconfirmed:
+                if tag > method.delivery_tag:
+                    break
+                tags.append(tag)
+        else:
+            tags = [method.delivery_tag]
+        stored = isinstance(method, pika.spec.Basic.Ack)
+        for tag in tags:
+            item = self._unconfirmed.pop(tag)
+            self._bytes -= len(item.body)
+            if self._returned and self._returned[item]:  # its return came first: it reached no queue
+                self._returned -= Counter([item])
+                self._again.append(item)
+            elif stored:
+                self._refusals = 0
+                self.confirmed += 1
+                if self.events.as_json or self.confirmed <= SHOWN:
+                    self.tell("confirmed", id=item.id)
+            else:
+                self._again.append(item)
+                self._on_refused(item)
+        self._publish()
+
+    def _on_refused(self, item: Item) -> None:
+        """A nack: the task is not stored. Rest, then publish it again."""
+        if self._full:
+            return
+        if self._refusals == 0:
+            self.tell("refused", id=item.id, reason="RabbitMQ does not store it: the queue is full, or has lost "
+                      "its leader; trying again")
+        self._full = min(FULL_REST[0] * 2**self._refusals, FULL_REST[1])
+        self._refusals += 1
+        self._connection.ioloop.call_later(self._full, self._on_rested)
+
+    def _on_rested(self) -> None:
+        self._full = 0.0
+        self._publish()
+
+    def _on_return(self, channel: Any, method: Any, properties: Any, body: bytes) -> None:
+        """No queue took it: it was deleted. Declare it again; what came back is published again."""
+        self._returned[Item(str(properties.message_id), body)] += 1
+        if not self._declaring:
+            self.tell("returned", id=properties.message_id, reason=f"there is no queue {self.queue}: declaring it anew")
+            self._declare(broker.declarations(self.queue))
+
+    def _on_alarm(self, word: str, **facts: Any) -> None:
+        self.tell(word, **facts)
+        self._blocked = word == "blocked"
+        self._publish()
+
+    def _on_channel_closed(self, channel: Any, reason: Any) -> None:
+        """RabbitMQ closed the channel (a queue that differs, no permission): a new connection, or the end."""
+        if isinstance(reason, pika.exceptions.ChannelClosedByBroker):
+            self._error = broker.refused_declare(reason, self._declaring or self.queue)
+            if self._connection.is_open:
+                self._close()
+
+    def _on_closed(self, connection: Any, reason: BaseException) -> None:
+        self._error = self._error or reason
+        connection.ioloop.stop()
+
+    def _tick(self) -> None:
+        if self.stopping.requested and not self._unconfirmed:
+            if self._connection.is_open:
+                self._close()
+            elif not self._connection.is_closing:
+                self._connection.ioloop.stop()
+            return
+        self._show_progress()
+        self._connection.ioloop.call_later(TICK, self._tick)
+
+    def _close(self) -> None:
+        broker.give_up_after(5, self._connection)
+        self._connection.close()
+
+    # -- what is left to do
+
+    def _finished(self) -> bool:
+        """Whether nothing more will be published, and nothing waits for its confirm."""
+        if self._unconfirmed:
+            return False
+        return bool(self.stopping.requested) or (not self._again and (bool(self._bad_line) or self.source.ended))
+
+    def _complete(self) -> bool:
+        return self.source.ended and not self._unconfirmed and not self._again and self._bad_line is None
+
+    def _give_back_unconfirmed(self) -> None:
+        """The connection is gone, and with it the answers: publish these first on the next one."""
+        self._again.extendleft(reversed(self._unconfirmed.values()))
+        self._unconfirmed.clear()
+        self._returned.clear()
+        self._bytes = 0
+
+    def _next_rest(self, reason: str) -> float:
+        """Seconds before the next try: none while there are addresses that were not tried yet."""
+        index = (self.addresses.index(self._address) + 1) % len(self.addresses)
+        self._address = self.addresses[index]
+        return self.rests.next(reason) if index == 0 else 0.0
+
+    # -- what it says
+
+    def _summary(self) -> str:
+        return f"{self.confirmed} of the {self.published} tasks read are confirmed"
+
+    def _say_stopping(self, signum: int) -> None:
+        waiting = len(self._unconfirmed)
+        self.tell("stopping", reason=f"waiting for {waiting} confirms; once more stops at once" if waiting else "")
+
+    def _show_progress(self) -> None:
+        if not self.events.as_json and self.confirmed > SHOWN and time.monotonic() >= self._progress_due:
+            self._progress_due = time.monotonic() + 1
+            self.events.progress(self.confirmed, self.source.total, time.monotonic() - self._began)
+
+
+def parse(argv: Sequence[str] | None) -> Any:
+    parser = Parser("producer.py", __doc__)
+    parser.add_argument("file", nargs="?", metavar="FILE", help="a JSON Lines file of tasks; - reads a pipe")
+    parser.add_argument("--count", type=positive, metavar="N", help="sample tasks to make (12)")
+    parser.add_argument("--complexity", type=complexity_range, metavar="MIN-MAX",
+                        help="seconds of work of a sample task (0.5-3)")
+    parser.add_argument("--seed", type=int, metavar="N", help="make the same sample tasks each time")
+    parser.add_argument("--connect-timeout", type=seconds, metavar="SECONDS", help="give up without RabbitMQ")
+    parser.add_queue_options()
+    options = parser.parse_args(argv)
+    if options.file is not None and (options.count, options.complexity, options.seed) != (None, None, None):
+        parser.error("--count, --complexity and --seed make sample tasks: leave them out with FILE")
+    return options
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options = parse(argv)
+    if options.file is None:
+        source: Source = Sample(options.count or 12, options.complexity or SAMPLE_COMPLEXITY, options.seed)
+    else:
+        source = open_source(options.file)
+    events = Events("producer", as_json=options.json)
+    try:
+        return Producer(
+            source, url=options.url, queue=options.queue, events=events, connect_timeout=options.connect_timeout
+        ).start()
+    finally:
+        events.close()
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

@@ -1,0 +1,218 @@
+"""From events to a verdict: what was confirmed, done, dead, lost, done twice.
+
+A promise is kept if every confirmed task is done, or in the dead-letter queue with a reason, or still in the queue.
+A task may be done twice (at-least-once), but never unannounced: RabbitMQ delivers each publication once without the
+flag `redelivered` (https://www.rabbitmq.com/docs/consumers), so of all deliveries of a task that were done, one at
+most may lack it, and one more for each time that the producer said `published again`. That rule counts and compares
+no times, so the clocks of several machines may differ; what counts is the order of one worker's own lines.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from tareas.events import printable
+
+SHOWN = 10  # ids that a line names
+NEED_ID = {"published", "confirmed", "started", "done"}
+ENDS_OF_A_START = {"failed", "discarded", "abandoned"}
+
+
+class InvalidLog(ValueError):
+    """A line that is no event, in a place where no killed process can have left it."""
+
+    def __init__(self, path: str, line: int, reason: str) -> None:
+        super().__init__(f"{printable(path)}, line {line}: {reason} (an audit reads what --json prints)")
+        self.path, self.line, self.reason = path, line, reason
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the events say. Numbers count different ids; dead letters whose body had no id count one by one.
+
+    redelivered counts deliveries; lost and the lists after it name ids.
+    """
+
+    published: int
+    confirmed: int
+    done: int
+    redelivered: int
+    dead: int
+    lost: list[str]  # confirmed, and neither done nor dead nor left in the queue
+    twice: list[str]  # done more than once
+    unannounced: list[str]  # the part of `twice` that redelivery doesn't explain
+    reasonless: list[str]  # dead letters that do not say why
+    unstarted: list[str]  # done by a worker that had not started it
+    done_and_dead: list[str]  # worker or broker died between done and ack in the last attempt, or a replay
+    unconfirmed: list[str]  # done or dead: a producer died before it read the confirm, or its log is not here
+    truncated: int  # files whose last line was cut short: a process was killed while it wrote
+    hint: str = ""
+
+    @property
+    def fine(self) -> bool:
+        """Whether the promise was kept."""
+        return not self.problems()
+
+    def line(self) -> str:
+        """`published 12, confirmed 12, done 12 (1 twice), redelivered 3, dead 0, lost 0`"""
+        twice = f" ({len(self.twice)} twice)" if self.twice else ""
+        return (
+            f"published {self.published}, confirmed {self.confirmed}, done {self.done}{twice}, "
+            f"redelivered {self.redelivered}, dead {self.dead}, lost {len(self.lost)}"
+        )
+
+    def problems(self) -> list[str]:
+        """What broke the promise, a line each."""
+        return [
+            *_named("lost: confirmed, but neither done nor dead nor left in the queue", self.lost),
+            *_named("done twice, and not announced as redelivered" + self.hint, self.unannounced),
+            *_named("dead without a reason", self.reasonless),
+            *_named("done by a worker that had not started it", self.unstarted),
+        ]
+
+    def notes(self) -> list[str]:
+        """What a reader should know though it breaks nothing, a line each."""
+        notes = [
+            *_named("done and dead", self.done_and_dead),
+            *_named("done or dead without a confirm (a producer was killed, or its log is not here)", self.unconfirmed),
+        ]
+        if self.truncated:
+            notes.append(f"last lines cut short (a process was killed while it wrote): {self.truncated}")
+        if not (self.published or self.confirmed or self.done or self.dead):
+            notes.append("no task in it: this proves nothing")
+        return notes
+
+
+class _Task:
+    """What is known of one id: a few numbers, so that a million of them fit in memory."""
+
+    __slots__ = ("again", "confirmed", "dead", "done", "plain", "published")
+
+    def __init__(self) -> None:
+        self.published = self.again = 0
+        self.confirmed = self.dead = False
+        self.done = 0
+        self.plain = 0  # those of `done` whose delivery was not flagged as redelivered
+
+
+def audit(events: Iterable[dict[str, Any]], left: Collection[str] = ()) -> Verdict:
+    """The verdict on events, as `read` yields them; left: ids that are known to be in the queue still.
+
+    One worker's events have to come in their order; those of different ones may be mixed or follow each other.
+    """
+    tasks: dict[str, _Task] = {}
+    open_starts: dict[tuple[str, str], bool] = {}  # (worker, id): redelivered
+    redelivered = nameless = truncated = 0
+    reasonless: dict[str, None] = {}
+    unstarted: dict[str, None] = {}
+    for event in events:
+        word, task_id, who = event["event"], event.get("id"), event.get("who", "")
+        if word == "truncated":
+            truncated += 1
+        if word == "dead_lettered":
+            if not str(event.get("reason") or "").strip():
+                reasonless["(no id)" if task_id is None else task_id] = None
+            nameless += task_id is None
+        if task_id is None:
+            continue
+        if word == "started":
+            open_starts[who, task_id] = event.get("redelivered") is True
+            redelivered += open_starts[who, task_id]
+        elif word in ENDS_OF_A_START:
+            open_starts.pop((who, task_id), None)
+        elif word in ("published", "confirmed", "done", "dead_lettered"):
+            task = tasks.setdefault(task_id, _Task())
+            if word == "published":
+                task.published += 1
+                task.again += bool(event.get("again"))
+            elif word == "confirmed":
+                task.confirmed = True
+            elif word == "dead_lettered":
+                task.dead = True
+            else:
+                task.done += 1
+                announced = open_starts.pop((who, task_id), None)
+                if announced is None:
+                    unstarted[task_id] = None
+                task.plain += not announced
+
+    left = set(left)
+    unannounced = [i for i, task in tasks.items() if task.done > 1 and task.plain > 1 + task.again]
+    same_id = any(tasks[i].published - tasks[i].again > 1 for i in unannounced)
+    return Verdict(
+        published=sum(task.published > 0 for task in tasks.values()),
+        confirmed=sum(task.confirmed for task in tasks.values()),
+        done=sum(task.done > 0 for task in tasks.values()),
+        redelivered=redelivered,
+        dead=nameless + sum(task.dead for task in tasks.values()),
+        lost=[i for i, task in tasks.items() if task.confirmed and not task.done and not task.dead and i not in left],
+        twice=[i for i, task in tasks.items() if task.done > 1],
+        unannounced=unannounced,
+        reasonless=list(reasonless),
+        unstarted=list(unstarted),
+        done_and_dead=[i for i, task in tasks.items() if task.done and task.dead],
+        unconfirmed=[i for i, task in tasks.items() if (task.done or task.dead) and not task.confirmed],
+        truncated=truncated,
+        hint=" (some were published as two tasks with one id)" if same_id else "",
+    )
+
+
+def read(paths: Iterable[str | Path]) -> Iterator[dict[str, Any]]:
+    """The events of these files, one after the other; "-" is stdin, a path named twice is read once.
+
+    A last line that was cut short, as a killed process leaves it, comes as {"event": "truncated"}.
+    Raises InvalidLog at any other line that is no event, OSError for a file that can't be read.
+    """
+    for path in dict.fromkeys(str(path) for path in paths):
+        with contextlib.ExitStack() as stack:
+            file: BinaryIO = sys.stdin.buffer if path == "-" else stack.enter_context(open(path, "rb"))
+            name = "stdin" if path == "-" else path
+            for number, line in enumerate(file, 1):
+                if not line.strip():
+                    continue
+                try:
+                    event = json.loads(line.decode("utf-8"))
+                except (ValueError, RecursionError) as error:
+                    if line.endswith(b"\n") or not line.startswith(b"{"):
+                        raise InvalidLog(name, number, _reason(error)) from None
+                    event = {"event": "truncated", "path": name, "line": number}
+                else:
+                    if reason := _not_an_event(event):
+                        raise InvalidLog(name, number, reason)
+                yield event
+
+
+def _not_an_event(event: Any) -> str:
+    """Why it is none, or an empty text."""
+    if not isinstance(event, dict) or not isinstance(event.get("event"), str):
+        return 'no "event" in it'
+    if not isinstance(event.get("who"), str):
+        return 'no "who" in it'
+    task_id = event.get("id")
+    if not isinstance(task_id, str) and (task_id is not None or event["event"] in NEED_ID):
+        return 'its "id" is no string'
+    return ""
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"not JSON: {error.msg} at column {error.colno}"
+    if isinstance(error, UnicodeDecodeError):
+        return "not UTF-8"
+    if isinstance(error, RecursionError):
+        return "nested too deep"
+    return str(error)
+
+
+def _named(what: str, ids: list[str]) -> list[str]:
+    """`what: id, id and 3 more`, or nothing without ids."""
+    if not ids:
+        return []
+    more = f" and {len(ids) - SHOWN} more" if len(ids) > SHOWN else ""
+    return [f"{what}: {', '.join(printable(i) for i in ids[:SHOWN])}{more}"]

@@ -1,0 +1,271 @@
+"""What the commands share as command lines: options and their types, one-line errors, the exit status."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import errno
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from tareas.task import MAX_COMPLEXITY, QUEUE
+
+HIDDEN = "(not shown: it may hold a password)"
+MAX_COUNT = 10**9
+MAX_SECONDS = 86_400
+MAX_NAME_BYTES = 100  # of a worker
+MAX_QUEUE_BYTES = 250  # AMQP has 255; the dead-letter queue adds five
+OUTPUT_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)  # what writing may meet: a disk, not a broker
+
+
+class Trouble(Exception):
+    """There is no way on: its text says in one line what, where and how to mend it. `status`: the exit status."""
+
+    def __init__(self, message: str, status: int = 1) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class WrongCall(Trouble):
+    """The command, or a file given to it, is wrong: mend it and call again."""
+
+    def __init__(self, message: str, status: int = 2) -> None:
+        super().__init__(message, status)
+
+
+def run(main: Callable[[list[str] | None], int], argv: list[str] | None = None) -> int:
+    """Call a command's main and return its exit status; whatever it raises becomes one line on stderr.
+
+    130 after Ctrl+C; 1, without a word, when nobody reads our output any more (``| head``). With TAREAS_DEBUG=1 in
+    the environment, an error of our own shows its traceback.
+    """
+    program = os.path.basename(sys.argv[0])
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a terminal that has no ñ shows an escape for it
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        status = main(argv)
+    except SystemExit as leaving:
+        code = leaving.code
+        status = code if isinstance(code, int) else 0 if code is None else _complain(program, str(code), 1)
+    except KeyboardInterrupt:
+        status = _complain(program, "interrupted", 130)
+    except Trouble as trouble:
+        status = _complain(program, str(trouble), trouble.status)
+    except BrokenPipeError:
+        status = 1
+        _leave_stdout()
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in OUTPUT_FULL:
+            status = _complain(program, f"the output cannot be written: {error.strerror}", 1)
+            _leave_stdout()
+        elif os.environ.get("TAREAS_DEBUG") == "1":
+            raise
+        else:
+            what = quoted(masked(f"{type(error).__name__}: {error}"), quotes=False)
+            status = _complain(program, f"internal error: {what} (set TAREAS_DEBUG=1 for the traceback)", 1)
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError):
+            _complain(program, f"the output cannot be written: {error.strerror}", 1)
+        status = status or 1
+        _leave_stdout()
+    return status
+
+
+def _complain(program: str, message: str, status: int) -> int:
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError, ValueError):
+            print(f"{program}: {message}", file=sys.stderr, flush=True)
+    return status
+
+
+def _leave_stdout() -> None:
+    """Send what is still in stdout's buffer nowhere: Python would try it again as it ends, with a traceback."""
+    with contextlib.suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+
+
+def quoted(text: str, quotes: bool = True, limit: int = 200) -> str:
+    """Text from outside, safe to show: one line, no terminal escapes, at most about `limit` characters."""
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:limit])
+    if len(text) > limit:
+        shown += "…"
+    if not quotes:
+        return shown
+    mark = '"' if "'" in shown else "'"
+    return f"{mark}{shown}{mark}"
+
+
+def may_hold_password(text: str) -> bool:
+    """Whether it looks like a URL, or a part of one."""
+    return "@" in text or "://" in text
+
+
+def argument(text: str, limit: int = 40) -> str:
+    """An argument of the command line, quoted and cut for a message, or that it is not shown."""
+    return HIDDEN if may_hold_password(text) else quoted(text, limit=limit)
+
+
+def masked(text: str) -> str:
+    """The text without the words that may hold a password: URLs, and what looks like a part of one."""
+    return re.sub(r"\S*(?:@|://)\S*", HIDDEN, text)
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with errors of one line that never show a password, and a help that fits a terminal.
+
+    The first paragraph of `doc` opens the help, the others end it; indented lines stay as they are.
+    """
+
+    def __init__(self, prog: str | None = None, description: str | None = None, **options: Any) -> None:
+        options.setdefault("formatter_class", Formatter)
+        super().__init__(prog, allow_abbrev=False, **options)
+        self.doc = (description or "").strip()
+        self._given: list[str] = []
+
+    def add_queue_options(self) -> None:
+        """Add --queue, --url and --json."""
+        self.add_argument("--queue", type=queue_name, default=QUEUE, metavar="NAME", help="the queue (%(default)s)")
+        self.add_argument("--url", metavar="URLS", help="RabbitMQ's URLs (default: $AMQP_URL, else localhost)")
+        self.add_argument("--json", action="store_true", help="tell each event as a line of JSON")
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        """The options. Exits with status 2 and one line on stderr when the call is wrong."""
+        given = list(sys.argv[1:] if args is None else args)
+        for parser in self._parsers():
+            parser._given = given
+        options, unknown = self.parse_known_args(given, namespace)
+        if unknown:
+            self.error(self._about(unknown[0]))
+        return options
+
+    def _about(self, unknown: str) -> str:
+        if not unknown.startswith("-") or unknown == "-":
+            return f"one argument too many: {argument(unknown)}"
+        import difflib  # only here: the usual start needs none
+
+        name = unknown.partition("=")[0]
+        names = [name for parser in self._parsers() for name in parser._option_string_actions]
+        near = difflib.get_close_matches(name, names, 1)
+        return f"there is no option {argument(name)}" + (f": did you mean {near[0]}?" if near else "")
+
+    def _parsers(self) -> list[Parser]:
+        """This one and those of its subcommands."""
+        subcommands = (action.choices for action in self._actions if isinstance(action, argparse._SubParsersAction))
+        return [self, *(parser for choices in subcommands for parser in choices.values())]
+
+    def error(self, message: str) -> NoReturn:
+        """End with one line on stderr and status 2."""
+        for given in self._given:  # whole, as a password may have blanks
+            if may_hold_password(given):
+                for secret in (given, given.partition("=")[2] or given):
+                    for shape in (repr(secret), quoted(secret), secret):
+                        message = message.replace(shape, HIDDEN)
+        message = quoted(masked(message).removeprefix("argument "), quotes=False, limit=1000)
+        _complain(self.prog, f"{message} (try: {self.prog} --help)", 2)
+        raise SystemExit(2)
+
+    def format_help(self) -> str:
+        """What it does, how to call it, its options, the rest."""
+        if self.usage is None and len(self._parsers()) == 1:  # the options follow: naming them twice fills the screen
+            shapes = {None: "{0}", "?": "[{0}]", "*": "[{0} ...]", "+": "{0} [{0} ...]"}
+            positional = self._get_positional_actions()
+            names = [shapes[action.nargs].format(action.metavar) for action in positional]  # type: ignore[index]
+            self.usage = " ".join(["%(prog)s [options]", *names])
+        first, _, rest = self.doc.partition("\n\n")
+        parts = [wrapped(first), super().format_help().strip("\n"), *(wrapped(part) for part in rest.split("\n\n"))]
+        return "\n\n".join(filter(None, parts)) + "\n"
+
+
+class Formatter(argparse.RawDescriptionHelpFormatter):
+    """Help no wider than 80 columns, its options in two columns."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=29, width=width())
+
+
+def width() -> int:
+    """Columns for a help."""
+    return min(80, shutil.get_terminal_size().columns)
+
+
+def wrapped(paragraph: str) -> str:
+    """The paragraph in lines that fit, unless some line is indented: that is an example."""
+    import textwrap
+
+    paragraph = paragraph.strip("\n")
+    if re.search(r"^\s", paragraph, re.MULTILINE):
+        return paragraph
+    return textwrap.fill(paragraph, width(), break_on_hyphens=False)
+
+
+# -- types of arguments: from text to a value, or argparse.ArgumentTypeError with what is allowed
+
+
+def seconds(text: str) -> float:
+    """0 to 86,400 seconds, with a fraction or without."""
+    value = _number(text)
+    if value is None or value > MAX_SECONDS:
+        raise argparse.ArgumentTypeError(f"{argument(text)} is not a number of seconds from 0 to {MAX_SECONDS:,}")
+    return value
+
+
+def count(text: str) -> int:
+    """A whole number from 0 on."""
+    return _whole(text, 0)
+
+
+def positive(text: str) -> int:
+    """A whole number from 1 on."""
+    return _whole(text, 1)
+
+
+def complexity_range(text: str) -> tuple[float, float]:
+    """``MIN-MAX`` or one number, in seconds, as (least, most)."""
+    first, dash, second = text.partition("-")
+    low, high = _number(first), _number(second if dash else first)
+    shown = argument(text)
+    if low is None or high is None or high > MAX_COMPLEXITY:
+        raise argparse.ArgumentTypeError(f"{shown} is not MIN-MAX in seconds from 0 to {MAX_COMPLEXITY:,}, like 0.5-3")
+    if low > high:
+        raise argparse.ArgumentTypeError(f"{shown} ends below its start: write {second}-{first}")
+    return low, high
+
+
+def worker_name(text: str) -> str:
+    """The name of a worker: 1 to 100 bytes, printable, no blanks around it."""
+    return _name(text, MAX_NAME_BYTES)
+
+
+def queue_name(text: str) -> str:
+    """The name of a queue: 1 to 250 bytes, printable, no blanks around it, not one that RabbitMQ keeps for itself."""
+    if text.startswith("amq."):
+        raise argparse.ArgumentTypeError(f"{argument(text)} begins with amq., which RabbitMQ keeps for itself")
+    return _name(text, MAX_QUEUE_BYTES)
+
+
+def _name(text: str, limit: int) -> str:
+    if not text or text != text.strip() or not text.isprintable() or len(text.encode()) > limit:
+        what = f"1 to {limit} bytes, printable, no blanks around it"
+        raise argparse.ArgumentTypeError(f"{argument(text)} is not a name ({what})")
+    return text
+
+
+def _whole(text: str, least: int) -> int:
+    if not re.fullmatch(r"[0-9]{1,18}", text) or not least <= int(text) <= MAX_COUNT:
+        raise argparse.ArgumentTypeError(f"{argument(text)} is not a whole number from {least} to {MAX_COUNT:,}")
+    return int(text)
+
+
+def _number(text: str) -> float | None:
+    """A plain decimal number; none of what float() takes besides: nan, inf, 1_000, ١."""
+    return float(text) if re.fullmatch(r"[0-9]+(\.[0-9]*)?|\.[0-9]+", text) else None

@@ -1,0 +1,189 @@
+"""What happened, as one fact each: plain lines for a person, colours and a bar on a terminal, JSON Lines with --json.
+
+Every event is one line, written whole and flushed before `tell` returns: a process that is killed leaves at most
+its last line cut short, and whoever reads the lines (the demo, admin.py audit) sees each as it happens.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
+
+if TYPE_CHECKING:
+    from tareas.screen import Screen
+
+LONGEST_TEXT = 500  # characters of an error or a reason: they come from outside and may be as long as they like
+PROGRESS_REST = 10.0  # seconds between two lines of progress where no terminal redraws them
+
+
+class Word(NamedTuple):
+    """How an event reads: label, colour (a style of rich), the text (of the facts), whether the bar ends with it."""
+
+    label: str
+    style: str
+    text: str
+    ends: bool = False
+
+
+WORDS = {
+    # producer and worker
+    "connected": Word("connected", "bold", "to {address}"),
+    "connection_lost": Word("cut off", "bold yellow", "{reason}", ends=True),
+    "waiting": Word("waiting", "yellow", "trying again in {seconds:.2f} s: {reason}", ends=True),
+    "blocked": Word("blocked", "bold yellow", "RabbitMQ takes nothing for now: {reason}"),
+    "unblocked": Word("unblocked", "bold", "RabbitMQ takes tasks again"),
+    "stopping": Word("stopping", "yellow", "{reason}"),
+    # producer
+    "published": Word("published", "cyan", "{id}{again}"),
+    "confirmed": Word("confirmed", "green", "{id}"),
+    "refused": Word("refused", "bold yellow", "{id}: {reason}"),
+    "returned": Word("returned", "bold yellow", "{id}: {reason}"),
+    "finished": Word("finished", "bold", "{confirmed} of {published} confirmed in {seconds:.2f} s", ends=True),
+    # worker
+    "started": Word("started", "cyan", "{id}{loud}", ends=True),  # of the task before it
+    "done": Word("done", "green", "{id} in {seconds:.2f} s", ends=True),
+    "failed": Word("failed", "red", "{id} in attempt {attempt}, after {seconds:.2f} s: {error}", ends=True),
+    "requeued": Word("requeued", "magenta", "{id} after attempt {attempt}, rested {rest:.2f} s", ends=True),
+    "dead_lettered": Word("dead", "bold red", "{id} after attempt {attempt}: {reason}", ends=True),
+    "discarded": Word("discarded", "bold yellow", "the result of {id}: {reason}", ends=True),
+    "abandoned": Word("abandoned", "magenta", "{id} in attempt {attempt}: it goes back to the queue", ends=True),
+    "cancelled": Word("cancelled", "bold yellow", "{reason}", ends=True),
+    "stopped": Word("stopped", "bold", "{processed} done, {failed} failed, {dead_lettered} dead-lettered, "
+                                       "busy {busy:.2f} s", ends=True),
+}  # fmt: skip
+
+_encode = json.JSONEncoder().encode
+
+
+class Events:
+    """Tells what happens to `who` (a worker's id, or "producer") on `stream` (default: stdout).
+
+    as_json: JSON Lines, keys in the order time (unix seconds), event, who, then the facts. Otherwise lines for a
+    person; with colours and a bar for the running task if the stream is a terminal (and TERM is not "dumb").
+
+    Every method raises OSError if the stream takes no more: BrokenPipeError when its reader went away, ENOSPC when
+    the disk is full. The caller must not go on as if the event were told: a worker that can't tell `done` must not
+    ack, or the log would show a loss that is none.
+
+    Any thread may tell, and so may a signal handler that interrupts another `tell`: its line follows that one's.
+    """
+
+    def __init__(self, who: str, as_json: bool = False, stream: TextIO | None = None) -> None:
+        # With stdout closed from the start (`>&-`) Python has none: nobody listens.
+        self._stream: TextIO = stream or sys.stdout or open(os.devnull, "w")  # noqa: SIM115
+        self.who = who
+        self.as_json = as_json
+        self._encoding = getattr(self._stream, "encoding", None) or "utf-8"
+        self._shown_who = self._shown(who)
+        self._progress_due = time.monotonic() + PROGRESS_REST
+        self._lock = threading.RLock()  # a signal handler runs in the thread that may hold it
+        self._writing = False
+        self.broken: OSError | None = None  # set for good once the stream takes no more
+        self._pending: deque[tuple[str, str, dict[str, Any]]] = deque()
+        self._screen: Screen | None = None
+        if not as_json and self._stream.isatty() and os.environ.get("TERM") != "dumb":
+            from tareas.screen import Screen  # rich takes its time to import: only where it is seen
+
+            self._screen = Screen(self._stream, self._shown_who)
+
+    def tell(self, word: str, /, **facts: Any) -> None:
+        """Write one event, and return when it is flushed. Raises KeyError if WORDS doesn't have the word."""
+        WORDS[word]
+        for name in ("reason", "error"):
+            if name in facts:
+                facts[name] = cut(str(facts[name]))
+        if self.as_json:
+            line = _encode({"time": round(time.time(), 3), "event": word, "who": self.who, **facts}) + "\n"
+        else:
+            line = self._in_words(word, facts)
+        self._write(word, line, facts)
+
+    def progress(self, confirmed: int, total: int | None, seconds: float) -> None:
+        """Show how far a long input is: tasks confirmed, of how many (None: unknown), in how many seconds.
+
+        No event: with --json nothing is written, without a terminal a line every PROGRESS_REST seconds at most.
+        """
+        if self.as_json:
+            return
+        text = progress_text(confirmed, total, seconds)
+        if self._screen is not None:
+            self._write("progress", text, {"part": confirmed / total if total else None})
+        elif time.monotonic() >= self._progress_due:
+            self._progress_due = time.monotonic() + PROGRESS_REST
+            self._write("progress", f"{self._shown_who}  {'progress':<9} {text}\n", {})
+
+    def close(self) -> None:
+        """Leave the terminal clean. Never raises; calling it twice is fine."""
+        if self._screen is not None:
+            self._screen.close()
+
+    def _write(self, word: str, text: str, facts: dict[str, Any]) -> None:
+        with self._lock:
+            self._pending.append((word, text, facts))
+            if self._writing:  # we are a signal handler amid the loop below: a stream cannot be entered twice
+                return
+            self._writing = True
+            try:
+                while self._pending:
+                    self._put(*self._pending.popleft())
+            except OSError as error:
+                self.broken = error
+                raise
+            finally:
+                self._writing = False
+
+    def _put(self, word: str, text: str, facts: dict[str, Any]) -> None:
+        if self._screen is None:
+            self._stream.write(text)
+            self._stream.flush()
+        elif word == "progress":
+            self._screen.progress(text, facts["part"])
+        else:
+            self._screen.show(WORDS[word], text)
+            if word == "started":
+                self._screen.running(self._shown(facts["id"]), facts.get("complexity"))
+
+    def _in_words(self, word: str, facts: dict[str, Any]) -> str:
+        """`worker-1  done      task-0003 in 0.61 s` and a newline; for a screen only the part after the label."""
+        label, _, text, _ = WORDS[word]
+        shown: dict[str, Any] = {name: self._shown(it) if isinstance(it, str) else it for name, it in facts.items()}
+        if shown.get("id") is None:
+            shown["id"] = "a task without an id"
+        shown["again"] = " again" if facts.get("again") else ""
+        shown["loud"] = f" REDELIVERED, attempt {facts['attempt']}" if facts.get("redelivered") else ""
+        text = text.format_map(shown)
+        return text if self._screen is not None else f"{self._shown_who}  {label:<9} {text}".rstrip() + "\n"
+
+    def _shown(self, text: str) -> str:
+        """As a stream of this encoding can take it."""
+        text = cut(printable(text))
+        return text if text.isascii() else text.encode(self._encoding, "backslashreplace").decode(self._encoding)
+
+
+def cut(text: str) -> str:
+    """At most LONGEST_TEXT characters of it."""
+    return text if len(text) <= LONGEST_TEXT else text[: LONGEST_TEXT - 3] + "..."
+
+
+def printable(text: str) -> str:
+    """The text with everything escaped that could steer a terminal or end a line: an id is someone else's data.
+
+    str.isprintable is false for controls, and for what reverses or hides text as well (U+202E, say).
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def progress_text(confirmed: int, total: int | None, seconds: float) -> str:
+    """`12,000 of 50,000 confirmed, 8,000/s, 5 s left`; without a total what there is of it."""
+    rate = confirmed / seconds if seconds > 0 else 0.0
+    text = f"{confirmed:,}{f' of {total:,}' if total is not None else ''} confirmed, {rate:,.0f}/s"
+    if total is not None and rate > 0:
+        text += f", {(total - confirmed) / rate:,.0f} s left"
+    return text

@@ -1,0 +1,80 @@
+"""What a worker does with a task: simulate work, or call a function of the user's."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from tareas.cli import WrongCall, quoted
+
+Handler = Callable[[dict[str, Any]], Any]
+
+
+class SimulatedFailure(Exception):
+    """The task asked for it with fail_attempts."""
+
+
+def simulate(task: dict[str, Any], attempt: int) -> None:
+    """Sleep `complexity` seconds; in the first `fail_attempts` attempts raise, in the first `crash_attempts` die."""
+    time.sleep(task["complexity"])
+    if attempt <= task.get("crash_attempts", 0):
+        os._exit(70)  # as a segmentation fault would: no clean-up, no goodbye to RabbitMQ
+    if attempt <= task.get("fail_attempts", 0):
+        raise SimulatedFailure(f"attempt {attempt} fails, as the task asks")
+
+
+def load(name: str) -> Handler:
+    """The function named by ``module:function``, looked up from the current folder first.
+
+    Raises WrongCall when there is none, when its module raises, or when it is a coroutine function.
+    """
+    module_name, _, attribute = name.partition(":")
+    if not module_name or not attribute:
+        raise WrongCall(f"--handler {quoted(name)} is not of the form module:function")
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        found: Any = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name and (module_name == error.name or module_name.startswith(error.name + ".")):
+            where = quoted(os.getcwd())
+            raise WrongCall(f"--handler: no module {quoted(module_name)} in {where} or PYTHONPATH") from None
+        raise WrongCall(f"--handler: module {quoted(module_name)} needs {quoted(str(error.name))}, which is not "
+                        "installed") from None
+    except (Exception, SystemExit) as error:
+        raise WrongCall(f"--handler: module {quoted(module_name)} raises when imported: {describe(error)}") from None
+    for part in attribute.split("."):
+        try:
+            found = getattr(found, part)
+        except AttributeError:
+            raise WrongCall(f"--handler: module {quoted(module_name)} has no {quoted(attribute)}") from None
+    if not callable(found):
+        raise WrongCall(f"--handler: {quoted(name)} is not a function")
+    if inspect.iscoroutinefunction(found) or inspect.isgeneratorfunction(found) or inspect.isasyncgenfunction(found):
+        raise WrongCall(f"--handler: {quoted(name)} is a coroutine or generator: calling it would do nothing"
+                        " (wrap it in a function that calls asyncio.run)")
+    handler: Handler = found
+    return handler
+
+
+def finish(result: Any) -> None:
+    """Refuse a result that is work not yet done: a coroutine or generator that nobody runs. Raises TypeError."""
+    if inspect.isawaitable(result) or inspect.isgenerator(result) or inspect.isasyncgen(result):
+        if inspect.iscoroutine(result):
+            result.close()  # or Python warns on stderr that it was never awaited
+        raise TypeError("the handler returned a coroutine or generator: its work was not done (use asyncio.run in it)")
+
+
+def describe(error: BaseException) -> str:
+    """The error in one line, whatever its own __str__ does."""
+    try:
+        text = " ".join(str(error).split())
+    except Exception:
+        text = "(its text cannot be shown)"
+    kind = type(error).__name__
+    return f"{kind}: {text}"[:500] if text else kind

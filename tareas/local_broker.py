@@ -1,0 +1,453 @@
+"""A private RabbitMQ, as a child process with its data in a folder of its own: to start, kill and start again.
+
+    programs = find_programs()
+    with Node(folder, programs) as node:    # started, on a free port of the loopback interface
+        connect(node.url)
+        node.kill(); node.start()           # the data is still there
+
+It never touches a RabbitMQ that runs on this machine already: own ports, own cookie, own epmd (Erlang's port mapper),
+own configuration. POSIX only, as RabbitMQ's own scripts are.
+"""
+
+import json
+import os
+import random
+import re
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from tareas import node_guard
+from tareas.cli import Trouble
+
+HOST = "127.0.0.1"
+PORTS = range(21000, 31000)  # below the ports that Linux and macOS hand out to clients by themselves
+BOOT = 120.0  # seconds: 3 on an idle machine, 15 and more on a busy one
+
+
+class NodeTrouble(Trouble):
+    """A private RabbitMQ node did not start, stop or answer."""
+
+
+@dataclass(frozen=True)
+class Programs:
+    """RabbitMQ's programs: the folder that holds rabbitmq-server, rabbitmqctl and rabbitmq-plugins."""
+
+    folder: Path
+
+    @property
+    def server(self) -> Path:
+        return self.folder / "rabbitmq-server"
+
+    @property
+    def name(self) -> str:
+        """The version where the path tells it (.../rabbitmq_server-3.10.8/sbin), else the folder's name."""
+        found = re.search(r"rabbitmq_server-(\d+\.\d+)", str(self.server.resolve()))
+        return found[1] if found else self.folder.resolve().name
+
+    def has(self, plugin: str) -> bool:
+        """Whether this plugin is there, as every package lays it down: plugins/ beside the real programs' folder."""
+        return any((self.server.resolve().parent.parent / "plugins").glob(f"{plugin}-*"))
+
+
+def find_programs(folder: str | Path | None = None) -> Programs | None:
+    """RabbitMQ's programs in `folder`, else in $RABBITMQ_BIN, else where packages put them; None: not installed.
+
+    A folder that was named, and holds no RabbitMQ, raises Trouble: another RabbitMQ than the wanted one is no help.
+    On Debian /usr/sbin/rabbitmq-server insists on root or the user rabbitmq; the one in /usr/lib/rabbitmq does not.
+    """
+    named = folder or os.environ.get("RABBITMQ_BIN")
+    if named:
+        programs = Programs(Path(named).absolute())
+        if not os.access(programs.server, os.X_OK):
+            raise Trouble(f"no rabbitmq-server in {named}: name the folder of RabbitMQ's programs (RABBITMQ_BIN)")
+        return programs
+    installed = ["/usr/lib/rabbitmq/bin", "/opt/homebrew/opt/rabbitmq/sbin", "/usr/local/opt/rabbitmq/sbin"]
+    on_path = shutil.which("rabbitmq-server")
+    if on_path:
+        installed.append(str(Path(on_path).resolve().parent))
+    for candidate in installed:
+        if os.access(Path(candidate, "rabbitmq-server"), os.X_OK):
+            return Programs(Path(candidate))
+    return None
+
+
+def greet(port: int, host: str = HOST, timeout: float = 5.0) -> str | None:
+    """The version of the RabbitMQ that answers at this port ("" when it is another AMQP broker); None: none does.
+
+    Source: AMQP 0-9-1, 2.2.4: the client sends the protocol header, the server answers with connection.start, whose
+    server properties carry `version` as a long string.
+    """
+    try:
+        with socket.create_connection((host, port), timeout=timeout) as peer:
+            peer.settimeout(timeout)
+            peer.sendall(b"AMQP\x00\x00\x09\x01")
+            answer = b""
+            while len(answer) < 7 or len(answer) < 7 + int.from_bytes(answer[3:7], "big"):
+                more = peer.recv(65536)
+                if not more or not (answer + more).startswith(b"\x01\x00\x00"):
+                    return None
+                answer += more
+    except OSError:
+        return None
+    found = re.search(rb"\x07versionS\x00\x00\x00.([0-9][0-9A-Za-z.+~-]*)", answer, re.DOTALL)
+    return found[1].decode() if found else ""
+
+
+class Claim:
+    """A free TCP port that no other private node takes, in this process or another, until it is released.
+
+    The claim is a UDP socket bound to the same number: RabbitMQ has no use for it, the operating system lets only
+    one process have it, and it is gone when that process dies.
+    """
+
+    def __init__(self, port: int | None = None) -> None:
+        candidates = [port] if port is not None else random.sample(PORTS, len(PORTS))
+        for candidate in candidates:
+            claim = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            try:
+                claim.bind((HOST, candidate))
+                if port is None and not free(candidate):
+                    raise OSError
+            except OSError:
+                claim.close()
+                continue
+            self.port, self._socket = candidate, claim
+            return
+        raise NodeTrouble(f"no free port: {port or f'none of {PORTS.start} to {PORTS.stop}'}")
+
+    def release(self) -> None:
+        self._socket.close()
+
+
+def free(port: int) -> bool:
+    """Whether a server could listen at this port of the loopback interface now."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as RabbitMQ does: a port in TIME_WAIT is free
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return False
+    return True
+
+
+class Node:
+    """One RabbitMQ node. As a context manager: started on entry, stopped on exit.
+
+    folder: everything it writes (data, log, cookie); made if missing. port: 0 or None for a free one.
+    name: the data belongs to it. config: further lines of rabbitmq.conf. management: with the management plugin.
+    home, epmd: a cluster's nodes share the cookie's folder and the port mapper.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        programs: Programs,
+        name: str | None = None,
+        port: int | None = None,
+        config: str = "",
+        *,
+        management: bool = False,
+        home: Path | None = None,
+        epmd: int | None = None,
+    ) -> None:
+        self.folder = Path(folder).absolute()
+        self.programs = programs
+        self.name = f"{name or 'tareas'}@localhost"
+        self.config = config
+        self.home = home or self.folder
+        self._claims: list[Claim] = []
+        self.port = port or self._claim()
+        self.dist_port = self._claim()
+        self.own_epmd = epmd is None
+        self.epmd = epmd or self._claim()
+        self.management_port = self._claim(15672 if port and free(15672) else None) if management else None
+        self._guard: subprocess.Popen[bytes] | None = None
+        self._version = ""
+
+    def _claim(self, port: int | None = None) -> int:
+        claim = Claim(port)
+        self._claims.append(claim)
+        return claim.port
+
+    def __enter__(self) -> "Node":
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    @property
+    def url(self) -> str:
+        return f"amqp://guest:guest@{HOST}:{self.port}/%2F"
+
+    @property
+    def management_url(self) -> str | None:
+        return f"http://{HOST}:{self.management_port}/" if self.management_port else None
+
+    @property
+    def pid(self) -> int | None:
+        """The process id of the Erlang VM (beam.smp); None while it doesn't run."""
+        return node_guard.read_pid(self._pid_file) if self.running else None
+
+    @property
+    def running(self) -> bool:
+        return self._guard is not None and self._guard.poll() is None
+
+    @property
+    def version(self) -> str:
+        """RabbitMQ's version, as the node told it at its start: "3.10.8"."""
+        return self._version
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "log"
+
+    @property
+    def _pid_file(self) -> Path:
+        return self.folder / "pid"
+
+    def start(self, deadline: float = BOOT) -> None:
+        """Start the node and wait until it answers a client. Raises NodeTrouble after `deadline` seconds."""
+        self.launch()
+        self.wait(deadline)
+
+    def launch(self) -> None:
+        """Start the node without waiting for it (a cluster's nodes wait for each other)."""
+        if self.running:
+            return
+        other = node_guard.read_pid(self._pid_file)
+        if other is not None and is_erlang(other):
+            raise NodeTrouble(f"a RabbitMQ (process {other}) runs on the data in {self.folder} already: stop it first")
+        self._pid_file.unlink(missing_ok=True)
+        if not free(self.port):
+            version = greet(self.port)
+            owner = "another program" if version is None else f"another RabbitMQ ({version or 'or its like'})"
+            raise NodeTrouble(f"port {self.port} is taken by {owner}: use that one, stop it, or choose another port")
+        self._write_settings()
+        with (self.log / "console.log").open("ab") as console:
+            self._guard = subprocess.Popen(
+                [
+                    *(sys.executable, "-I", node_guard.__file__, str(self._pid_file)),
+                    *(str(self.epmd if self.own_epmd else 0), str(self.programs.server)),
+                ],
+                env=self.environment,
+                cwd=self.folder,
+                stdin=subprocess.PIPE,
+                stdout=console,
+                stderr=console,
+                start_new_session=True,  # a Ctrl+C at the terminal is the owner's, who stops the node in order
+            )
+
+    def wait(self, deadline: float = BOOT) -> None:
+        """Wait until the launched node answers a client. Raises NodeTrouble after `deadline` seconds."""
+        until = time.monotonic() + deadline
+        while True:
+            if not self.running:
+                raise NodeTrouble(f"RabbitMQ ({self.programs.folder}) did not start: {self._last_words()}")
+            version = greet(self.port)
+            if version is not None:
+                self._version = version
+                return
+            if time.monotonic() > until:
+                raise NodeTrouble(f"RabbitMQ did not answer within {deadline:.0f} s: {self._last_words()}")
+            time.sleep(0.05)
+
+    def stop(self, deadline: float = 60.0) -> None:
+        """Stop the node cleanly (SIGTERM); by force after `deadline` seconds. A stopped node: nothing happens."""
+        if self._guard is None:
+            return
+        pid = self.pid
+        try:
+            if pid is None:  # still booting
+                raise ProcessLookupError
+            os.kill(pid, signal.SIGTERM)
+            self._guard.wait(deadline)
+        except (ProcessLookupError, subprocess.TimeoutExpired):
+            pass
+        self.kill()
+
+    def kill(self) -> None:
+        """SIGKILL the node with everything that belongs to it: no goodbye to clients, nothing written any more."""
+        if self._guard is None:
+            return
+        if self.running:
+            os.killpg(self._guard.pid, signal.SIGKILL)
+        self._guard.wait()
+        until = time.monotonic() + 10
+        while not (free(self.port) and free(self.dist_port)) and time.monotonic() < until:
+            time.sleep(0.01)  # the Erlang VM is not our child: its end shows in what it no longer holds
+        if self._guard.stdin:
+            self._guard.stdin.close()
+        self._guard = None
+        self._pid_file.unlink(missing_ok=True)
+        if self.own_epmd:
+            node_guard.stop_epmd(self.epmd)
+
+    def restart(self, deadline: float = BOOT) -> None:
+        """A clean stop, and a start."""
+        self.stop()
+        self.start(deadline)
+
+    def close(self) -> None:
+        """Stop the node and give its ports back. The folder stays."""
+        self.stop()
+        for claim in self._claims:
+            claim.release()
+
+    def ctl(self, *arguments: str, deadline: float = 60.0) -> str:
+        """What `rabbitmqctl ARGUMENTS` prints. Raises NodeTrouble when it fails or takes more than `deadline` s."""
+        if not self.running:
+            raise NodeTrouble(f"rabbitmqctl {arguments[0]}: the node {self.name} is not running")
+        return ctl(self.programs, "rabbitmqctl", *arguments, environment=self.environment, deadline=deadline)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What RabbitMQ's programs need to deal with this node and no other (of the user's own settings: nothing)."""
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("RABBITMQ_", "ERL_", "NOTIFY_SOCKET"))}
+        loopback = "-kernel inet_dist_use_interface {127,0,0,1}"
+        return kept | {
+            "HOME": str(self.home),  # the cookie's place
+            "LC_ALL": "C.UTF-8",  # else rabbitmqctl warns
+            "ERL_EPMD_ADDRESS": HOST,
+            "ERL_EPMD_PORT": str(self.epmd),
+            "RABBITMQ_NODENAME": self.name,
+            "RABBITMQ_CONF_ENV_FILE": "/dev/null",
+            "RABBITMQ_CONFIG_FILE": str(self.folder / "rabbitmq.conf"),
+            "RABBITMQ_CONFIG_FILES": str(self.folder / "conf.d"),
+            "RABBITMQ_ADVANCED_CONFIG_FILE": str(self.folder / "advanced.config"),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(self.folder / "enabled_plugins"),
+            "RABBITMQ_MNESIA_BASE": str(self.folder / "data"),
+            "RABBITMQ_LOG_BASE": str(self.log),
+            "RABBITMQ_PID_FILE": str(self._pid_file),
+            "RABBITMQ_DIST_PORT": str(self.dist_port),
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": loopback,
+            "RABBITMQ_CTL_ERL_ARGS": loopback,
+        }
+
+    def _write_settings(self) -> None:
+        for folder in (self.folder, self.home, self.log, self.folder / "data", self.folder / "conf.d"):
+            folder.mkdir(parents=True, exist_ok=True)
+        cookie = self.home / ".erlang.cookie"
+        if not cookie.exists():
+            cookie.touch(mode=0o600)
+            cookie.write_text(secrets.token_hex(16))
+        cookie.chmod(0o400)
+        settings = [  # only keys that RabbitMQ 3.10 knows too: an unknown key stops the boot
+            f"listeners.tcp.1 = {HOST}:{self.port}",
+            "log.console = false",
+            "disk_free_limit.absolute = 1MB",
+            "vm_memory_high_watermark.relative = 0.6",
+        ]
+        if self.management_port:
+            settings += [f"management.tcp.ip = {HOST}", f"management.tcp.port = {self.management_port}"]
+        (self.folder / "rabbitmq.conf").write_text("\n".join([*settings, self.config]) + "\n")
+        (self.folder / "advanced.config").write_text("[].\n")
+        plugins = "rabbitmq_management" if self.management_port else ""
+        (self.folder / "enabled_plugins").write_text(f"[{plugins}].\n")
+
+    def _last_words(self) -> str:
+        """Where to look, and the last line that says what went wrong."""
+        lines: list[str] = []
+        for file in sorted(self.log.glob("*.log"), key=lambda file: file.stat().st_mtime):
+            lines += [line.strip() for line in file.read_text(errors="replace").splitlines()]
+        words = [line for line in lines if re.search("error|failed|denied|not ", line, re.IGNORECASE)] or lines or [""]
+        return f"{words[-1][:200]} (log: {self.log})"
+
+
+def ctl(
+    programs: Programs, program: str, *arguments: str, environment: dict[str, str] | None, deadline: float = 60.0
+) -> str:
+    """What one of RabbitMQ's programs prints. Raises NodeTrouble when it fails or takes more than `deadline` s."""
+    command = [str(programs.folder / program), "--quiet", *arguments]
+    said = f"{program} {' '.join(arguments)}"
+    try:
+        done = subprocess.run(
+            command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=deadline
+        )
+    except subprocess.TimeoutExpired:
+        raise NodeTrouble(f"{said}: no answer within {deadline:.0f} s") from None
+    if done.returncode:
+        raise NodeTrouble(f"{said}: {' '.join((done.stderr or done.stdout).split())[:300]}")
+    return done.stdout
+
+
+def is_erlang(pid: int) -> bool:
+    """Whether this process is an Erlang VM: a file may hold the id of a process that ended long ago."""
+    said = subprocess.run(["ps", "-o", "stat=,comm=", "-p", str(pid)], capture_output=True, text=True).stdout.strip()
+    return "beam" in said and not said.startswith("Z")  # a zombie runs no more
+
+
+class Cluster:
+    """RabbitMQ nodes on this machine that form one cluster. As a context manager: started on entry, ended on exit."""
+
+    def __init__(self, folder: str | Path, programs: Programs, size: int = 3, config: str = "") -> None:
+        self.folder = Path(folder).absolute()
+        self._epmd = Claim()
+        names = [f"tareas-{number}" for number in range(1, size + 1)]
+        members = ["cluster_formation.peer_discovery_backend = classic_config"]
+        members += [f"cluster_formation.classic_config.nodes.{n} = {name}@localhost" for n, name in enumerate(names, 1)]
+        settings = "\n".join([*members, config])
+        self.nodes: Sequence[Node] = [
+            Node(self.folder / name, programs, name, config=settings, home=self.folder, epmd=self._epmd.port)
+            for name in names
+        ]
+
+    def __enter__(self) -> "Cluster":
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    @property
+    def urls(self) -> str:
+        """Every node's URL, separated by commas."""
+        return ",".join(node.url for node in self.nodes)
+
+    @property
+    def running(self) -> Iterator[Node]:
+        return (node for node in self.nodes if node.running)
+
+    def start(self, deadline: float = 2 * BOOT) -> None:
+        """Start every node and wait until each sees all of them. Raises NodeTrouble after `deadline` seconds."""
+        for node in self.nodes:
+            node.launch()
+        for node in self.nodes:
+            node.wait(deadline)
+        for node in self.nodes:
+            node.ctl("await_online_nodes", str(len(self.nodes)), deadline=deadline)
+
+    def leader(self, queue: str) -> Node:
+        """The node that leads this quorum queue, as a node that runs says. Raises NodeTrouble when none does."""
+        for node in self.running:
+            listed = json.loads(node.ctl("list_queues", "name", "leader", "--formatter", "json"))
+            leaders = {row["name"]: row["leader"] for row in listed}
+            for candidate in self.nodes:
+                if leaders.get(queue) == candidate.name and candidate.running:
+                    return candidate
+        raise NodeTrouble(f"no running node leads the queue {queue}")
+
+    def close(self) -> None:
+        """End every node at once (by force: a quorum queue's node that stops in order waits for the others)."""
+        for node in self.nodes:
+            node.kill()
+            node.close()
+        node_guard.stop_epmd(self._epmd.port)
+        self._epmd.release()

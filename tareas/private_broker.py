@@ -1,0 +1,252 @@
+"""Who provides a RabbitMQ: the one that is named, the installed programs, Docker, or the system's package.
+
+Usage: python -m tareas.private_broker [--port N] [--folder DIR]
+       python -m tareas.private_broker --install
+
+A RabbitMQ of your own at localhost:5672, in the foreground, its data kept in .broker/; Ctrl+C stops it cleanly.
+With --install only makes sure that RabbitMQ's programs are there (as root, with apt).
+
+Exit status: 0 stopped by Ctrl+C or SIGTERM, or installed; 1 a situation (the port is taken); 2 wrong call.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tareas.cli import Parser, Trouble, positive, run
+from tareas.local_broker import BOOT, HOST, Claim, Node, NodeTrouble, Programs, find_programs, free, greet
+
+IMAGE = "rabbitmq:4-management"
+FOLDER = Path(__file__).parents[1] / ".broker"
+PORT = 5672
+NOT_HERE = (
+    "RabbitMQ is not installed, and Docker's engine does not answer. Install it (Debian, Ubuntu: sudo apt install "
+    "rabbitmq-server; macOS: brew install rabbitmq), or start Docker, or name one that runs (--url or AMQP_URL)"
+)
+
+Say = Callable[[str], None]
+
+
+def say(text: str) -> None:
+    """What happens before anything can run: on stderr, where no program reads it for output."""
+    print(text, file=sys.stderr, flush=True)
+
+
+@dataclass(frozen=True)
+class Provided:
+    """A RabbitMQ to use. node: to kill and to start again, None when it isn't ours."""
+
+    url: str
+    node: Node | DockerBroker | None = None
+
+
+class DockerBroker:
+    """RabbitMQ in a container, on the loopback interface only. Its image is downloaded the first time.
+
+    volume: a named volume, for data that outlives the container; without it they end together.
+    """
+
+    def __init__(self, port: int | None = None, volume: str | None = None) -> None:
+        self.container = f"tareas-{secrets.token_hex(4)}"
+        self._claim = Claim() if port is None else None
+        self.port = port or (self._claim.port if self._claim else PORT)
+        self.volume = volume
+
+    @property
+    def url(self) -> str:
+        return f"amqp://guest:guest@{HOST}:{self.port}/%2F"
+
+    @property
+    def running(self) -> bool:
+        done = _call("docker", "inspect", "--format", "{{.State.Running}}", self.container)
+        return done is not None and done.stdout.strip() == "true"
+
+    def create(self, deadline: float = BOOT) -> None:
+        """Make the container and wait for RabbitMQ in it. Raises NodeTrouble."""
+        if not free(self.port):
+            raise NodeTrouble(f"port {self.port} is taken: use what is there, stop it, or choose another port")
+        volume = [f"--volume={self.volume}:/var/lib/rabbitmq"] if self.volume else []
+        # The fixed host name: a node's data belongs to its name, which is rabbit@HOSTNAME.
+        options = ["--detach", f"--name={self.container}", "--hostname=tareas", f"--publish={HOST}:{self.port}:5672"]
+        self._docker("run", *options, *volume, IMAGE, deadline=600)
+        self._wait(deadline)
+
+    def start(self, deadline: float = BOOT) -> None:
+        """Start the container again, and wait for RabbitMQ in it. Raises NodeTrouble."""
+        self._docker("start", self.container)
+        self._wait(deadline)
+
+    def stop(self) -> None:
+        """A clean stop."""
+        self._docker("stop", "--time=30", self.container)
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self._docker("kill", self.container)
+
+    def close(self) -> None:
+        """Remove the container; without a named volume, its data too."""
+        _call("docker", "rm", "--force", "--volumes", self.container)
+        if self._claim:
+            self._claim.release()
+
+    def _wait(self, deadline: float) -> None:
+        until = time.monotonic() + deadline
+        while greet(self.port) is None:
+            if time.monotonic() > until or not self.running:
+                raise NodeTrouble(f"RabbitMQ in Docker did not answer (docker logs {self.container})")
+            time.sleep(0.2)
+
+    def _docker(self, *arguments: str, deadline: float = 60.0) -> None:
+        done = _call("docker", *arguments, deadline=deadline)
+        if done is None or done.returncode:
+            words = " ".join(done.stderr.split()[-40:]) if done else "no answer"
+            raise NodeTrouble(f"docker {arguments[0]}: {words}")
+
+
+def docker_answers() -> bool:
+    """Whether Docker is installed and its engine runs."""
+    done = _call("docker", "info", "--format", "{{.ServerVersion}}", deadline=15)
+    return done is not None and done.returncode == 0 and bool(done.stdout.strip())
+
+
+def can_install() -> bool:
+    """Whether this process may install the system's package."""
+    return hasattr(os, "geteuid") and os.geteuid() == 0 and shutil.which("apt-get") is not None
+
+
+def install(say: Say = say) -> Programs:
+    """Install Debian's or Ubuntu's rabbitmq-server, for its programs. Raises Trouble when that fails."""
+    say("RabbitMQ is not installed: installing the package rabbitmq-server (apt-get, about a minute) ...")
+    # RUNLEVEL=1: invoke-rc.d starts no service, which would listen on every interface of this machine.
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}
+    apt = ("apt-get", "-qq", "-o", "DPkg::Lock::Timeout=300")
+    _call(*apt, "update", deadline=600, env=environment)  # may fail for a source that we don't need
+    done = _call(*apt, "install", "--no-install-recommends", "rabbitmq-server", deadline=1200, env=environment)
+    programs = find_programs() if done is not None and done.returncode == 0 else None
+    if programs is None:
+        words = (done.stderr or done.stdout).strip().splitlines()[-1:] if done else ["no answer"]
+        raise Trouble(f"apt-get install rabbitmq-server failed: {' '.join(words)[:300]}")
+    return programs
+
+
+def ensure_programs(say: Say = say) -> Programs:
+    """RabbitMQ's programs, installed if they are not there and we may. Raises Trouble with the commands to type."""
+    programs = find_programs()
+    if programs is None and not can_install():
+        raise Trouble(NOT_HERE.replace(", and Docker's engine does not answer", "").replace(", or start Docker", ""))
+    return programs or install(say)
+
+
+@contextlib.contextmanager
+def provide(url: str | None = None, say: Say = say) -> Iterator[Provided]:
+    """A RabbitMQ for the time of the block: `url`, else $AMQP_URL, else a private one with nothing in it.
+
+    Raises Trouble when there is none, with the commands that install one. Afterwards nothing of a private one is left.
+    """
+    named = url or os.environ.get("AMQP_URL")
+    if named:
+        yield Provided(named)
+        return
+    programs = find_programs()
+    if programs is None and docker_answers():
+        say(f"RabbitMQ is not installed: using Docker ({IMAGE}; the first time that is a download) ...")
+        with contextlib.closing(DockerBroker()) as container:
+            container.create()
+            yield Provided(container.url, container)
+        return
+    if programs is None:
+        if not can_install():
+            raise Trouble(NOT_HERE)
+        programs = install(say)
+    with tempfile.TemporaryDirectory(prefix="tareas-", ignore_cleanup_errors=True) as folder:
+        node = Node(Path(folder) / "node", programs)
+        try:
+            node.start()
+            yield Provided(node.url, node)
+        finally:
+            node.kill()  # quicker than in order, and its data goes anyway
+            node.close()
+
+
+@contextlib.contextmanager
+def _kept(port: int, folder: Path) -> Iterator[Node | DockerBroker]:
+    """For `make broker`: a RabbitMQ at this port whose data stays, stopped in order."""
+    programs = find_programs()
+    if programs is None and docker_answers():
+        say(f"RabbitMQ is not installed: using Docker ({IMAGE}; the first time that is a download) ...")
+        with contextlib.closing(DockerBroker(port, volume="tareas-broker")) as container:
+            container.create()
+            yield container
+            container.stop()
+        return
+    if programs is None:
+        programs = ensure_programs()
+    with Node(folder, programs, port=port, management=programs.has("rabbitmq_management")) as node:
+        yield node
+
+
+def serve(port: int, folder: Path) -> int:
+    """Run a RabbitMQ in the foreground until SIGINT or SIGTERM. The exit status."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with _kept(port, folder) as broker:
+            print(f"RabbitMQ {greet(port) or ''} is ready at localhost:{port} (RabbitMQ's default user).")
+            if isinstance(broker, Node):
+                if broker.management_url:
+                    print(f"Its management page: {broker.management_url}")
+                print(f"Its data stays in {os.path.relpath(folder)}, its log is in {os.path.relpath(broker.log)}.")
+            print("Ctrl+C stops it.", flush=True)
+            try:
+                while broker.running:
+                    time.sleep(1)
+            finally:
+                for number in (signal.SIGINT, signal.SIGTERM):
+                    signal.signal(number, signal.SIG_IGN)  # from here on it ends, in order
+            raise Trouble("RabbitMQ has ended by itself: its log says why")
+    except KeyboardInterrupt:
+        print("Stopped.")
+        return 0
+
+
+def _call(
+    *command: str, deadline: float = 60.0, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str] | None:
+    """Run a program of the system. None when it isn't there or does not end within `deadline` seconds."""
+    try:
+        return subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=deadline, env=env
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The exit status. Raises Trouble with what went wrong."""
+    parser = Parser("python -m tareas.private_broker", __doc__)
+    parser.add_argument("--port", type=positive, default=PORT, metavar="N", help="where it listens (%(default)s)")
+    parser.add_argument("--folder", type=Path, default=FOLDER, metavar="DIR", help="its data and log (.broker)")
+    parser.add_argument("--install", action="store_true", help="only make sure that RabbitMQ's programs are there")
+    options = parser.parse_args(argv)
+    if options.port > 65535:
+        parser.error(f"argument --port: {options.port} is no port: 1 to 65535")
+    if options.install:
+        programs = ensure_programs()
+        print(f"RabbitMQ's programs: {programs.folder}")
+        return 0
+    return serve(options.port, options.folder)
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

@@ -1,0 +1,150 @@
+"""A terminal: events in colour, and below them one line that lives, for the running task or for a long input.
+
+The line is redrawn in place and nothing else about the terminal is changed (the cursor stays visible), so even a
+process that is killed leaves a terminal that works. Only tareas.events imports this, and only with a terminal.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TextIO
+
+from rich.console import Console
+from rich.control import Control
+from rich.segment import ControlType
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from rich.console import OverflowMethod
+
+    from tareas.events import Word
+
+TURN = 0.2  # seconds between two drawings; a task that is done sooner gets no line at all, only flicker would show
+LONGEST_BAR = 30  # columns
+SHORTEST_BAR = 5
+
+
+class Screen:
+    """Prints on the terminal `stream` in the name of `who` (printable). Methods may raise OSError, close never."""
+
+    def __init__(self, stream: TextIO, who: str) -> None:
+        plain = bool(os.environ.get("NO_COLOR"))  # https://no-color.org: set and not empty
+        self._stream = stream
+        self._who = who
+        self._console = Console(
+            file=stream, force_terminal=True, no_color=plain, highlight=False, markup=False, emoji=False, soft_wrap=True
+        )
+        self._styles: Callable[[str], str] = (lambda style: "") if plain else (lambda style: style)
+        self._bar = "━─" if (self._console.encoding or "").startswith("utf") else "#-"
+        self._live: Callable[[], Text] | None = None  # draws the line
+        self._since: float | None = None  # when the running task began
+        self._drawn = 0  # columns of the line that is on the screen now
+        self._lock = threading.RLock()
+        self._running = threading.Event()
+        self._closed = False
+        self._ticker: threading.Thread | None = None
+
+    def show(self, word: Word, text: str) -> None:
+        """Print an event above the line."""
+        if word.ends:
+            self._live = self._since = None
+            self._running.clear()
+        line = Text.assemble(
+            f"{self._who}  ", (f"{word.label:<9} ", self._styles(word.style)), text, overflow="ignore", no_wrap=True
+        )
+        line.highlight_regex(r"REDELIVERED, attempt \d+$", self._styles("bold reverse magenta"))
+        line.rstrip()
+        with self._lock, self._console:  # all of it in one write
+            self._erase()
+            self._console.print(line)
+            self._draw()
+
+    def running(self, task: str, complexity: float | None) -> None:
+        """From now on the line shows this task (printable id) and its seconds; a bar if it says how many it takes."""
+        began = time.monotonic()
+
+        def draw() -> Text:
+            seconds = time.monotonic() - began
+            if not complexity:
+                return self._line("running", "cyan", task, f"{seconds:.1f} s", None)
+            return self._line("running", "cyan", task, f"{seconds:.1f} of {complexity:.1f} s", seconds / complexity)
+
+        self._live, self._since = draw, began
+        if self._ticker is None:
+            self._ticker = threading.Thread(target=self._tick, name="screen", daemon=True)
+            self._ticker.start()
+        self._running.set()
+
+    def progress(self, text: str, part: float | None) -> None:
+        """The line shows this text, and a bar of which this part (0 to 1) is done if that is known."""
+        self._live = lambda: self._line("progress", "cyan", "", text, part)
+        with self._lock, self._console:
+            self._erase()
+            self._draw()
+
+    def close(self) -> None:
+        """Take the line away."""
+        self._closed, self._live, self._since = True, None, None
+        self._running.set()  # the ticker ends
+        # A terminal that is gone needs no cleaning.
+        with contextlib.suppress(OSError, ValueError), self._lock, self._console:
+            self._erase()
+
+    def _tick(self) -> None:
+        if hasattr(signal, "pthread_sigmask"):
+            # A signal must wake the main thread, where Python runs the handlers.
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGALRM})
+        while not self._closed:
+            self._running.wait()
+            time.sleep(TURN)
+            try:
+                with self._lock, self._console:
+                    since = self._since
+                    if since is not None and time.monotonic() - since >= TURN:
+                        self._erase()
+                        self._draw()
+            except (OSError, ValueError):  # the terminal is gone: the next event says so to someone who can act
+                return
+
+    def _line(self, label: str, style: str, task: str, text: str, part: float | None) -> Text:
+        """At most as wide as the terminal: first the bar gets shorter, then the task's id."""
+        columns = self._columns() - 1  # the last one stays free: some terminals wrap as soon as it is written
+        dots: OverflowMethod = "ellipsis" if self._bar[0] == "━" else "crop"
+        line = Text.assemble(f"{self._who}  ", (f"{label:<9} ", self._styles(style)))
+        if task:
+            name = Text(task)
+            name.truncate(max(columns - line.cell_len - len(text) - 2, 1), overflow=dots)
+            line.append_text(name).append("  ")
+        line.append(text)
+        room = min(columns - line.cell_len - 2, LONGEST_BAR)
+        if part is not None and room >= SHORTEST_BAR:
+            full = min(round(part * room), room)
+            line.append("  ")
+            line.append(self._bar[0] * full, self._styles(style))
+            line.append(self._bar[1] * (room - full))
+        line.truncate(columns, overflow=dots)
+        return line
+
+    def _draw(self) -> None:
+        if self._live is not None and not self._console.legacy_windows:
+            line = self._live()
+            self._drawn = line.cell_len
+            self._console.print(line, end="")
+
+    def _erase(self) -> None:
+        if self._drawn:
+            erase = Control(ControlType.CARRIAGE_RETURN, (ControlType.ERASE_IN_LINE, 2))
+            wrapped = (self._drawn - 1) // self._columns()  # rows more than one: it was made narrower since
+            self._console.control(*[erase, Control((ControlType.CURSOR_UP, 1))] * wrapped, erase)
+            self._drawn = 0
+
+    def _columns(self) -> int:
+        try:
+            return max(os.get_terminal_size(self._stream.fileno()).columns or 80, 2)
+        except (OSError, ValueError):  # no real terminal
+            return 80

@@ -1,0 +1,60 @@
+"""How full a queue is, as AMQP tells it, and how fast that changes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+from tareas import broker
+from tareas.cli import quoted
+
+
+def figures(channel: Any, queue: str) -> dict[str, Any]:
+    """The work queue's ready tasks and consumers, and its dead letters, now.
+
+    unacknowledged is None: AMQP does not tell it. Raises what pika raises when there is no such queue.
+    """
+    work, dead = counts(channel, queue), counts(channel, broker.dead(queue))
+    return {
+        "time": round(time.time(), 3),
+        "queue": queue,
+        "ready": work.message_count,
+        "unacknowledged": None,
+        "consumers": work.consumer_count,
+        "dead": dead.message_count,
+    }
+
+
+def counts(channel: Any, name: str) -> Any:
+    """RabbitMQ's answer to a passive declare, which creates nothing: message_count (ready ones), consumer_count."""
+    with broker.deadline(channel.connection):
+        return channel.queue_declare(name, passive=True).method
+
+
+def pace(seen: Sequence[tuple[float, int]]) -> dict[str, float | None]:
+    """How many tasks a second leave the queue, less those that come, and the seconds until it is empty at that rate.
+
+    seen: (seconds of a steady clock, tasks ready), oldest first. None: not known yet, or it does not shrink.
+    """
+    (began, before), (now, ready) = seen[0], seen[-1]
+    if now <= began:
+        return {"rate": None, "left": None}
+    rate = (before - ready) / (now - began)
+    return {"rate": round(rate, 2), "left": round(ready / rate, 1) if rate > 0 else None}
+
+
+def in_words(facts: dict[str, Any]) -> str:
+    """The figures for a person, in one line."""
+    parts = [f"{facts['ready']:,} ready"]
+    if facts["unacknowledged"] is not None:
+        parts.append(f"{facts['unacknowledged']:,} unacknowledged")
+    names = f" ({quoted(', '.join(facts['workers']), quotes=False)})" if facts.get("workers") else ""
+    parts.append(f"{facts['consumers']:,} consumer{'s' * (facts['consumers'] != 1)}{names}")
+    parts.append(f"{facts['dead']:,} dead")
+    if facts.get("rate"):
+        parts.append(f"{abs(facts['rate']):,.1f} {'fewer' if facts['rate'] > 0 else 'more'} a second")
+    if facts.get("left"):
+        parts.append(f"about {timedelta(seconds=round(facts['left']))} left")
+    return f"{quoted(facts['queue'], quotes=False)}: {', '.join(parts)}"

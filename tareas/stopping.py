@@ -1,0 +1,87 @@
+"""Ctrl+C and SIGTERM: the first asks a command to finish what it holds, the second to let go of it at once."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from types import FrameType, TracebackType
+from typing import Any
+
+REPEAT = 1.0  # seconds in which a second signal counts as the first: terminals and supervisors send it more than once
+
+
+class Interrupted(BaseException):
+    """The first signal, raised only where there is nothing to finish: while a connection is being made."""
+
+
+class Abandoned(BaseException):
+    """The second signal, or the end of the grace time. A BaseException: a handler's `except Exception` lets it by."""
+
+
+class Stopping:
+    """A context in which SIGINT and SIGTERM ask for a stop.
+
+    requested: the first signal's number, else None; abandoned: the number to exit by once Abandoned was raised.
+    on_request is called once, within the first signal's handler. grace: seconds from the first signal to Abandoned,
+    None for no bound. Signal handlers belong to the main thread: elsewhere the context changes nothing.
+    """
+
+    def __init__(self, on_request: Callable[[int], None] = lambda signum: None, grace: float | None = None) -> None:
+        self.requested: int | None = None
+        self.abandoned: int | None = None
+        self._on_request = on_request
+        self._grace = grace
+        self._since = 0.0
+        self._wake = threading.Event()
+        self._interruptible = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Stopping:
+        if threading.current_thread() is threading.main_thread():
+            for signum in (signal.SIGINT, signal.SIGTERM):
+                self._before[signum] = signal.signal(signum, self._handle)
+            if self._grace is not None and hasattr(signal, "setitimer"):
+                self._before[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._grace_ended)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._grace is not None and hasattr(signal, "setitimer"):
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
+
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
+        if self.requested is None:
+            self.requested, self._since = signum, time.monotonic()
+            self._wake.set()
+            if self._grace is not None and hasattr(signal, "setitimer"):
+                # Never 0, which would switch the timer off. It repeats, should a handler of the user's swallow it.
+                signal.setitimer(signal.ITIMER_REAL, max(self._grace, 0.001), 1.0)
+            self._on_request(signum)
+            if self._interruptible:
+                raise Interrupted
+        elif time.monotonic() - self._since >= REPEAT:
+            self.abandoned = signum
+            raise Abandoned
+
+    def _grace_ended(self, signum: int, frame: FrameType | None) -> None:
+        self.abandoned = self.requested
+        raise Abandoned
+
+    def rest(self, seconds: float) -> None:
+        """Wait so many seconds, or until the first signal."""
+        self._wake.wait(seconds)
+
+    @contextlib.contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """A stretch that the first signal ends at once, by raising Interrupted."""
+        self._interruptible = True
+        try:
+            if self.requested is not None:
+                raise Interrupted
+            yield
+        finally:
+            self._interruptible = False

@@ -1,0 +1,1 @@
+"""The parts of demo.py: actors (stage), chapters, what a person sees (view), who did what when (timeline)."""

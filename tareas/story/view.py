@@ -1,0 +1,172 @@
+"""What a person sees of the demo: the narration, the events as they come, and on a terminal a panel that lives."""
+
+from __future__ import annotations
+
+import io
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from tareas.cli import quoted
+from tareas.events import WORDS, Events
+from tareas.story.timeline import AGAIN, KEY, Event, bars, by_number, draw
+
+WIDTH = 80
+MARGIN = 4  # columns before the narration, for its number
+OWN = {"killed": ("KILLED", "bold red"), "down": ("KILLED", "bold red"), "up": ("started again", "bold green")}
+UNSHOWN = ("published", "confirmed")  # the panel counts them
+
+
+def line(event: Event) -> str:
+    """The event as the command itself prints it without --json; "" for one that would only fill the screen."""
+    facts = dict(event)
+    del facts["time"]
+    word, who = facts.pop("event"), facts.pop("who")
+    if word in OWN:
+        return f"{who}  {OWN[word][0]}"
+    if word in UNSHOWN or word not in WORDS:
+        return ""
+    text = io.StringIO()
+    Events(who, stream=text).tell(word, **facts)
+    return text.getvalue().rstrip("\n")
+
+
+class View:
+    """Prints lines; on a terminal, within the context, with a live panel below them.
+
+    work: the seconds that each task takes, for its bar (None: not known). All methods may be called from any thread.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.work: dict[str, float] = {}
+        self._console = console or Console(highlight=False)
+        self._lively = self._console.is_terminal and not self._console.is_dumb_terminal
+        self._width = min(WIDTH, self._console.width) if self._lively else WIDTH
+        self._events: list[Event] = []
+        self._lock = threading.Lock()
+        self._sentences = 0
+        self._live: Live | None = None
+
+    def __enter__(self) -> View:
+        if self._lively:
+            self._live = Live(get_renderable=self._panel, console=self._console, refresh_per_second=8, transient=True)
+            self._live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._live:
+            self._live.stop()
+            self._live = None
+
+    def announce(self, sentence: str) -> None:
+        """A new step of the story."""
+        self._sentences += 1
+        self._say("")
+        self._paragraph(f"{self._sentences:2}. ", sentence, "bold")
+
+    def note(self, sentence: str) -> None:
+        """What came of it."""
+        self._paragraph(" => ", sentence, "bold yellow")
+
+    def event(self, event: Event) -> None:
+        """Show one event, if it is worth a line."""
+        with self._lock:
+            self._events.append(event)
+        text = line(event)
+        if text:
+            text = " " * MARGIN + text
+            if len(text) > self._width:
+                text = text[: self._width - 3] + "..."
+            own = OWN.get(event["event"])
+            self._say(text, own[1] if own else WORDS[event["event"]].style)
+
+    def timeline(self, events: Iterable[Event]) -> None:
+        """The picture of who did which task when."""
+        rows = draw(list(events), self._width)
+        if rows:
+            self._say("")
+            self._paragraph("", f"Who did which task, when ({KEY}):", "bold")
+        for row in rows:
+            text = Text(row)
+            text.highlight_regex(r"X|!|~+", "bold red")
+            text.highlight_regex(AGAIN, "bold yellow")
+            self._say(text)
+
+    def verdict(self, text: str, fine: bool) -> None:
+        """The last line."""
+        self._say("")
+        self._say(text, "bold green" if fine else "bold red")
+
+    def _paragraph(self, lead: str, sentence: str, style: str) -> None:
+        for text in textwrap.wrap(lead + sentence, self._width, subsequent_indent=" " * len(lead)):
+            self._say(text, style)
+
+    def _say(self, text: str | Text, style: str = "") -> None:
+        if self._lively:
+            self._console.print(Text(text, style) if isinstance(text, str) else text, soft_wrap=True)
+        else:  # rich would end the process by itself when a pipe is closed
+            print(text, file=self._console.file, flush=True)
+
+    def _panel(self) -> Panel:
+        with self._lock:
+            events = list(self._events)
+        now = time.time()
+        in_hand = {bar.who: bar for bar in bars(events) if bar.end is None}
+        table = Table.grid(padding=(0, 1), expand=True)
+        for width in (10, 12):
+            table.add_column(width=width, no_wrap=True)
+        table.add_column(ratio=1)
+        for name, state in _states(events).items():
+            bar = in_hand.get(name)
+            if bar is None or state:
+                table.add_row(name, "", Text(state or "waits for a task", "bold red" if state == "killed" else "dim"))
+                continue
+            total = self.work.get(bar.id) or 1.0
+            style = "yellow" if bar.again else "cyan"
+            progress = ProgressBar(
+                total=total, completed=min(now - bar.start, total), complete_style=style, finished_style="green"
+            )
+            table.add_row(name, Text(bar.id, style), progress)
+        return Panel(table, title=_counts(events), width=self._width, border_style="blue")
+
+
+def _states(events: Iterable[Event]) -> dict[str, str]:
+    """Each worker, and what it is besides working or waiting for a task ("")."""
+    states: dict[str, str] = {}
+    words = {"killed": "killed", "connection_lost": "without RabbitMQ", "waiting": "without RabbitMQ",
+             "stopped": "stopped", "stopping": "stopping"}  # fmt: skip
+    for event in events:
+        if event["who"] in ("producer", "RabbitMQ"):
+            continue
+        if event["event"] in words:
+            states[event["who"]] = words[event["event"]]
+        elif states.get(event["who"]) not in ("killed", "stopped"):
+            states[event["who"]] = ""
+    return {name: states[name] for name in sorted(states, key=by_number)}
+
+
+def _counts(events: Iterable[Event]) -> str:
+    def ids(*words: str) -> set[Any]:
+        return {event.get("id") for event in events if event["event"] in words}
+
+    confirmed, done, dead = ids("confirmed"), ids("done"), ids("dead_lettered")
+    in_hand = {bar.id for bar in bars(events) if bar.end is None}
+    waiting = len(confirmed - done - dead - in_hand)
+    return f"waiting {waiting}, in hand {len(in_hand)}, done {len(done)}, dead {len(dead)}"
+
+
+def complain(words: Iterable[str]) -> None:
+    """Show on stderr the last lines of a process that failed."""
+    for word in words:
+        print(f"  {quoted(word, quotes=False)}", file=sys.stderr)

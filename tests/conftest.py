@@ -1,0 +1,118 @@
+"""Fixtures: a real RabbitMQ of each version, fresh queues, the project's commands as processes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pika
+import pytest
+
+from tareas.local_broker import Cluster, Node, Programs
+from tests import node_keeper
+from tests.support import Command, Run, versions
+
+NOBODY = "amqp://guest:guest@127.0.0.1:1/%2F"  # nothing listens at port 1: no test reaches the machine's own RabbitMQ
+VERSIONS = versions()
+PARAMS: list[Programs | None] = list(VERSIONS) or [None]  # None: not installed, and a test that needs it says so
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    os.environ["AMQP_URL"] = NOBODY
+    if not hasattr(config, "workerinput"):  # else a worker of pytest-xdist: the session is its controller's
+        nodes = contextlib.ExitStack()
+        nodes.enter_context(node_keeper.session())
+        config.add_cleanup(nodes.close)
+
+
+@pytest.fixture(scope="session", params=PARAMS, ids=lambda programs: programs.name if programs else "none")
+def programs(request: pytest.FixtureRequest) -> Programs:
+    """RabbitMQ's programs, each version in turn."""
+    if request.param is None:
+        message = "RabbitMQ is not installed: python -m tareas.private_broker --install"
+        if os.environ.get("CI"):
+            pytest.fail(message)
+        pytest.skip(message)
+    assert isinstance(request.param, Programs)
+    return request.param
+
+
+@pytest.fixture
+def url(programs: Programs) -> str:
+    """A node that all tests share: don't stop it, don't raise its alarms."""
+    return node_keeper.shared(programs)
+
+
+@pytest.fixture
+def own_node(programs: Programs, tmp_path: Path) -> Iterator[Node]:
+    """A node of the test's own, running: to kill, stop and start again."""
+    yield from _running(Node(tmp_path / "node", programs))
+
+
+@pytest.fixture
+def cluster(programs: Programs, tmp_path: Path) -> Iterator[Cluster]:
+    """Three nodes that form a cluster, running."""
+    yield from _running(Cluster(tmp_path / "cluster", programs))
+
+
+def _running(nodes: Any) -> Iterator[Any]:
+    try:
+        nodes.start()
+        yield nodes
+    finally:
+        if isinstance(nodes, Node):
+            nodes.kill()  # quicker than in order, and nobody wants its data
+        nodes.close()
+
+
+@pytest.fixture
+def connection(url: str) -> Iterator[pika.BlockingConnection]:
+    """A raw pika connection to the shared node."""
+    with contextlib.closing(pika.BlockingConnection(pika.URLParameters(url))) as opened:
+        yield opened
+
+
+@pytest.fixture
+def channel(connection: pika.BlockingConnection) -> Any:
+    """A raw pika channel on the shared node."""
+    return connection.channel()
+
+
+@pytest.fixture
+def queue(url: str) -> Iterator[str]:
+    """A name for a queue that nobody has declared yet; it and its dead-letter queue are deleted afterwards."""
+    name = f"test-{uuid.uuid4().hex[:12]}"
+    yield name
+    with contextlib.closing(pika.BlockingConnection(pika.URLParameters(url))) as connection:
+        channel = connection.channel()
+        channel.queue_delete(name)
+        channel.queue_delete(f"{name}.dead")
+
+
+@pytest.fixture
+def run(request: pytest.FixtureRequest) -> Iterator[Run]:
+    """`run("worker.py", "worker-1", "--json")` starts a command; whatever still runs is killed afterwards.
+
+    $AMQP_URL is that of the test's RabbitMQ: own_node, cluster or url, whichever the test asks for.
+    """
+    broker = NOBODY
+    for fixture in ("url", "cluster", "own_node"):
+        if fixture in request.fixturenames:
+            found = request.getfixturevalue(fixture)
+            broker = found if isinstance(found, str) else found.urls if isinstance(found, Cluster) else found.url
+    commands: list[Command] = []
+
+    def start(*argv: object, env: dict[str, str | None] | None = None, **options: Any) -> Command:
+        commands.append(Command(*argv, env={"AMQP_URL": broker, **(env or {})}, **options))
+        return commands[-1]
+
+    try:
+        yield start
+    finally:
+        for command in commands:
+            command.close()
+            print(command.report())  # pytest shows it when the test failed

@@ -1,0 +1,364 @@
+"""demo.py as a person runs it: its story on every RabbitMQ, its faults, and that it leaves nothing behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pika
+import pytest
+
+from tareas import broker
+from tareas.local_broker import Programs, find_programs
+from tareas.story.stage import Actor, Interrupted, Missed, Signals, Stage
+from tareas.story.timeline import KILLED, bars
+from tests.support import ROOT, Command, Run
+
+LONG = 240.0  # seconds: 30 on a quiet machine
+MARK = "TAREAS_TEST_DEMO"  # in the environment of the demo, and so of whatever it starts
+
+
+class Demo:
+    """A run of demo.py with a temporary folder of its own."""
+
+    def __init__(self, run: Run, folder: Path, *arguments: str, programs: Programs | None = None, tty: bool = False):
+        self.folder = folder
+        self.mark = uuid.uuid4().hex
+        bin_folder = str(programs.folder) if programs else None
+        environment = {MARK: self.mark, "TMPDIR": str(folder), "RABBITMQ_BIN": bin_folder, "AMQP_URL": None}
+        environment |= {"NO_COLOR": None, "TERM": "xterm-256color"}
+        self.command: Command = run("demo.py", *arguments, env=environment, tty=tty)
+
+    @property
+    def out(self) -> list[str]:
+        return self.command.out.splitlines()
+
+    @property
+    def err(self) -> list[str]:
+        return self.command.err.splitlines()
+
+    def wait_for(self, text: str) -> None:
+        self.command.wait_for(text, LONG)
+
+    def end(self) -> int:
+        return self.command.wait(LONG)
+
+    def left(self) -> list[str]:
+        """The processes that it started, or that they started, and that live now (known on Linux only)."""
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if f"{MARK}={self.mark}".encode() in (process / "environ").read_bytes():
+                    found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+        return found
+
+    def assert_nothing_left(self) -> None:
+        until = time.monotonic() + 30
+        while self.left() and time.monotonic() < until:
+            time.sleep(0.1)
+        assert self.left() == []
+        assert list(self.folder.iterdir()) == []
+
+
+@pytest.fixture
+def demo(run: Run, tmp_path: Path) -> Iterator[Any]:
+    """Starts demo.py with these arguments; asked to end after the test, so that it ends what it started."""
+    runs: list[Demo] = []
+
+    def start(*arguments: str, **options: Any) -> Demo:
+        folder = tmp_path / f"tmp{len(runs)}"
+        folder.mkdir()
+        runs.append(Demo(run, folder, *arguments, **options))
+        return runs[-1]
+
+    yield start
+    for one in runs:
+        if one.command.running:
+            one.command.signal(signal.SIGTERM)
+            with contextlib.suppress(AssertionError):
+                one.command.wait()
+
+
+# -- the story
+
+
+@pytest.mark.timeout(300)
+def test_the_whole_story_on_a_private_rabbitmq(demo: Any, programs: Programs) -> None:
+    run = demo(programs=programs)
+
+    assert run.end() == 0, run.command.report()
+    assert run.err == []
+    assert re.fullmatch(
+        r"published 13, confirmed 13, done 12( \(\d twice\))?, redelivered [1-9]\d*, dead 1, lost 0", run.out[-1]
+    ), run.command.report()
+    text = "\n".join(run.out)
+    killed = re.search(r"^ => (worker-\d) is gone and (\S+) was never", text, re.M)
+    assert killed, text
+    again = re.search(rf"^ => REDELIVERED: {killed[2]} went from {killed[1]} to (worker-\d) \(attempt 2", text, re.M)
+    assert again, text
+    assert again[1] != killed[1]
+    assert "RETRIED: import-01 was done by" in text
+    assert re.search(r"DEAD LETTER: poison lies in the dead-letter queue after \d attempts, with its", text), text
+    assert re.search(r"with its queue \(durable\) and the [1-9]\d* tasks that were not", text), text
+    assert re.search(r"^worker-\d +\S.*X", text, re.M), "no kill in the timeline:\n" + text
+    assert re.search(r"^RabbitMQ +X~+", text, re.M), "no broker's death in the timeline:\n" + text
+    run.assert_nothing_left()
+
+
+@pytest.mark.timeout(300)
+def test_without_a_terminal_it_prints_plain_lines_of_80_columns(demo: Any, url: str) -> None:
+    run = demo("--scenario", "retry", "--url", url)
+
+    assert run.end() == 0, run.command.report()
+    assert [line for line in run.out if len(line) > 80 or not line.isprintable()] == []
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    ("scenario", "said", "verdict"),
+    [
+        ("kill", " => REDELIVERED: ", r"done 12( \(\d twice\))?, redelivered [1-9]\d*, dead 0"),
+        ("retry", " => RETRIED: import-01 ", r"done 12, redelivered [1-9]\d*, dead 0"),
+        ("poison", " => DEAD LETTER: poison ", r"done 12, redelivered [1-9]\d*, dead 1"),
+        ("restart", " => Skipped: RabbitMQ is not killed", r"done 12, redelivered \d+, dead 0"),
+    ],
+)
+def test_one_chapter_on_a_rabbitmq_that_is_not_the_demos_own(
+    demo: Any, url: str, scenario: str, said: str, verdict: str
+) -> None:
+    run = demo("--scenario", scenario, "--url", url)
+
+    assert run.end() == 0, run.command.report()
+    assert any(line.startswith(said) for line in run.out), run.command.report()
+    tasks = 13 if scenario == "poison" else 12
+    assert re.fullmatch(f"published {tasks}, confirmed {tasks}, {verdict}, lost 0", run.out[-1]), run.command.report()
+    run.assert_nothing_left()
+    assert_no_queue(url, run)
+
+
+def assert_no_queue(url: str, run: Demo) -> None:
+    """Both queues of that run are deleted."""
+    said = re.search(r"The queue is (tareas_distribuidas\.demo-[0-9a-f]+) at", "\n".join(run.out))
+    assert said, run.command.report()
+    for name in (said[1], broker.dead(said[1])):
+        with contextlib.closing(pika.BlockingConnection(pika.URLParameters(url))) as connection:
+            with pytest.raises(pika.exceptions.ChannelClosedByBroker) as error:
+                connection.channel().queue_declare(name, passive=True)
+            assert error.value.reply_code == 404
+
+
+# -- how it ends when it is interrupted, or when it cannot go on
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    ("scenario", "moment"),
+    [("all", "connected"), ("kill", "KILLED"), ("poison", "poison in attempt 1"), ("restart", "RabbitMQ  KILLED")],
+)
+def test_ctrl_c_leaves_nothing_behind(demo: Any, scenario: str, moment: str) -> None:
+    run = demo("--scenario", scenario, programs=find_programs())
+    run.wait_for(moment)
+
+    run.command.signal(signal.SIGINT)
+
+    assert run.end() == 130, run.command.report()
+    assert [line.partition(":")[0] for line in run.err] == ["demo.py"], run.command.report()
+    run.assert_nothing_left()
+
+
+@pytest.mark.timeout(300)
+def test_ctrl_c_while_rabbitmq_starts_leaves_nothing_behind(demo: Any, programs: Programs) -> None:
+    run = demo(programs=programs)
+    until = time.monotonic() + LONG
+    while not any("rabbit" in command for command in run.left()) and time.monotonic() < until:
+        time.sleep(0.05)
+
+    run.command.signal(signal.SIGINT)
+
+    assert run.end() == 130, run.command.report()
+    assert len(run.err) == 1, run.command.report()
+    run.assert_nothing_left()
+
+
+@pytest.mark.timeout(300)
+def test_a_storm_of_signals_does_not_cut_its_clean_up_short(demo: Any) -> None:
+    run = demo(programs=find_programs())
+    run.wait_for("KILLED")
+
+    run.command.signal(signal.SIGTERM)
+    while run.command.running:
+        run.command.signal(signal.SIGINT)
+        time.sleep(0.05)
+
+    assert run.end() == 128 + signal.SIGTERM, run.command.report()
+    run.assert_nothing_left()
+
+
+@pytest.mark.timeout(300)
+def test_ctrl_c_on_a_rabbitmq_that_lives_on_deletes_the_queue(demo: Any, url: str) -> None:
+    run = demo("--url", url)
+    run.wait_for("KILLED")
+
+    run.command.signal(signal.SIGINT)
+
+    assert run.end() == 130, run.command.report()
+    assert len(run.err) == 1, run.command.report()
+    assert_no_queue(url, run)
+    run.assert_nothing_left()
+
+
+@pytest.mark.timeout(300)
+def test_a_reader_that_goes_away_ends_it_without_a_word(url: str) -> None:
+    command = f'set -o pipefail; "{sys.executable}" demo.py --url "{url}" | head -n 3'
+    ended = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=LONG)
+
+    assert (ended.returncode, ended.stderr) == (1, "")
+    assert len(ended.stdout.splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "says"),
+    [
+        (["--url", "amqp://guest:s3cret@127.0.0.1:1"], 1, "nobody listens at 127.0.0.1:1"),
+        (["--url", "http://guest:s3cret@127.0.0.1"], 2, "amqp://"),
+        (["--scenario", "comedy"], 2, "comedy"),
+        (["--colour"], 2, "--colour"),
+    ],
+)
+def test_what_cannot_be_is_one_line(demo: Any, arguments: list[str], status: int, says: str) -> None:
+    run = demo(*arguments)
+
+    assert run.end() == status, run.command.report()
+    assert len(run.err) == 1, run.command.report()
+    assert says in run.err[0]
+    assert "s3cret" not in run.command.report()
+    assert run.out == []
+
+
+@pytest.mark.timeout(300)
+def test_on_a_terminal_there_is_a_panel_and_its_ctrl_c_key_works(demo: Any, url: str) -> None:
+    run = demo("--url", url, tty=True)
+    run.wait_for("REDELIVERED: ")
+
+    run.command.send("\x03")
+
+    assert run.end() == 130, run.command.report()
+    output = run.command.out
+    assert re.search(r"─ waiting \d, in hand 3, done \d, dead 0 ─", output)
+    assert run.out[-1].endswith("demo.py: ended by Ctrl+C: its workers and queue are gone, nothing is left behind")
+    assert output.rfind("\x1b[?25h") > output.rfind("\x1b[?25l"), "the cursor is still hidden"
+    run.assert_nothing_left()
+
+
+# -- the stage, with actors that are no workers
+
+
+ACTOR = '''
+import json, sys, time
+def tell(word, **facts):
+    print(json.dumps({"time": round(time.time(), 3), "event": word, "who": "worker-1", **facts}), flush=True)
+'''
+
+
+@pytest.fixture
+def stage() -> Iterator[Stage]:
+    with Signals() as signals, Stage(signals) as stage:
+        yield stage
+
+
+def act(stage: Stage, folder: Path, code: str, ends: bool = False) -> Actor:
+    script = folder / "actor.py"
+    script.write_text(ACTOR + textwrap.dedent(code))
+    return stage.start("worker-1", str(script), ends=ends)
+
+
+def has(stage: Stage, word: str) -> bool:
+    return any(event["event"] == word for event in stage.events)
+
+
+def test_an_actor_that_ends_by_itself_is_a_failure_with_its_last_words(stage: Stage, tmp_path: Path) -> None:
+    act(stage, tmp_path, "sys.exit('no more coffee')")
+    with pytest.raises(Missed, match="worker-1 ended by itself with status 1 while") as missed:
+        stage.wait_for("a task", lambda: has(stage, "started"), seconds=60)
+    assert missed.value.words == ["no more coffee"]
+
+
+def test_an_actor_that_ends_as_it_should_is_none(stage: Stage, tmp_path: Path) -> None:
+    actor = act(stage, tmp_path, "tell('done', id='a')", ends=True)
+    stage.wait_end(actor, seconds=60)
+    assert has(stage, "done")
+
+
+def test_an_actor_that_ends_as_it_should_but_with_another_status_is_a_failure(stage: Stage, tmp_path: Path) -> None:
+    actor = act(stage, tmp_path, "sys.exit(3)", ends=True)
+    with pytest.raises(Missed, match="status 3"):
+        stage.wait_for("nothing", lambda: None, seconds=60)
+    assert actor.failed()
+
+
+def test_what_does_not_happen_within_its_deadline_is_a_failure(stage: Stage, tmp_path: Path) -> None:
+    actor = act(stage, tmp_path, "print('still here', file=sys.stderr, flush=True); tell('here'); time.sleep(600)")
+    stage.wait_for("it to be here", lambda: has(stage, "here") and len(actor.words) > 0, seconds=60)
+    with pytest.raises(Missed, match=r"did not see a task within 0\.1 s") as missed:
+        stage.wait_for("a task", lambda: has(stage, "started"), actor, seconds=0.1)
+    assert missed.value.words == ["still here"]
+
+
+def test_lines_that_are_no_events_do_not_stop_it(stage: Stage, tmp_path: Path) -> None:
+    actor = act(stage, tmp_path, """
+        for line in ("{", "[1]", '{"time": 1}', "", "\\\\x1b[31m"):
+            print(line, flush=True)
+        tell("done", id="a")
+    """, ends=True)
+    stage.wait_end(actor, seconds=60)
+    assert [event["event"] for event in stage.events] == ["done"]
+
+
+def test_what_a_killed_actor_said_is_read_to_its_end_before_the_kill_is_told(stage: Stage, tmp_path: Path) -> None:
+    actor = act(stage, tmp_path, """
+        for n in range(2000):
+            tell("started", id=str(n), attempt=1, redelivered=False)
+        time.sleep(600)
+    """)
+    stage.wait_for("all of it", lambda: len(stage.events) >= 1000, seconds=60)
+    stage.kill(actor)
+    assert stage.events[-1]["event"] == "killed"
+    assert bars(stage.events)[-1].mark == KILLED
+    stage.wait_for("nothing more", lambda: True)  # its end was ours: no failure
+    assert actor.silent()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="SIGTERM is a kill there")
+def test_a_signal_interrupts_a_wait_and_every_actor_is_ended(tmp_path: Path) -> None:
+    with Signals() as signals, pytest.raises(Interrupted) as interrupted, Stage(signals) as stage:
+        actor = act(stage, tmp_path, """
+            import signal
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, signal.SIG_IGN)
+            tell("started", id="a", attempt=1, redelivered=False)
+            time.sleep(600)
+        """)
+        stage.wait_for("its start", lambda: has(stage, "started"), seconds=60)
+        os.kill(os.getpid(), signal.SIGTERM)
+        stage.wait_for("nothing", lambda: None, seconds=60)
+    assert interrupted.value.signum == signal.SIGTERM
+    assert actor.process.returncode == -signal.SIGKILL
+
+
+def test_a_signal_waits_while_nothing_waits_for_it() -> None:
+    with Signals() as signals:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)  # the first one counts
+        assert signals.received == signal.SIGINT
+        with pytest.raises(Interrupted), signals.interruptible():
+            pytest.fail("not reached")

@@ -1,0 +1,87 @@
+"""The RabbitMQ nodes that all tests of a session share: one for each version, whichever pytest worker asks first.
+
+Each lives in a process of its own, `python -m tests.node_keeper FOLDER PROGRAMS`, whose standard input is a FIFO that
+only the session's controlling process holds open: when that ends, in order or not, so does the node.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from tareas.cli import Trouble
+from tareas.local_broker import BOOT, Node, Programs
+
+FOLDER = "TAREAS_TEST_NODES"  # environment variable: from the controlling process to pytest-xdist's workers
+
+
+@contextlib.contextmanager
+def session() -> Iterator[None]:
+    """In the controlling process: the time in which `shared` works. At its end no node is left."""
+    folder = Path(tempfile.mkdtemp(prefix="tareas-tests-"))
+    os.mkfifo(folder / "alive")
+    alive = os.open(folder / "alive", os.O_RDWR)  # RDWR: to open it for writing alone would wait for a reader
+    os.environ[FOLDER] = str(folder)
+    try:
+        yield
+    finally:
+        del os.environ[FOLDER]
+        os.close(alive)
+        until = time.monotonic() + 60
+        while list(folder.glob("*.json")) and time.monotonic() < until:
+            time.sleep(0.02)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def shared(programs: Programs) -> str:
+    """The URL of the session's node of this RabbitMQ, started now if nobody has asked before."""
+    folder = Path(os.environ[FOLDER])
+    told, log = folder / f"{programs.name}.json", folder / f"{programs.name}.log"
+    with (folder / f"{programs.name}.lock").open("w") as lock, log.open("ab") as output:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not told.exists():
+            root = Path(__file__).parents[1]
+            command = [sys.executable, "-m", "tests.node_keeper", str(folder), str(programs.folder)]
+            with (folder / "alive").open("rb") as alive:
+                keeper = subprocess.Popen(
+                    command,
+                    stdin=alive,
+                    stdout=output,
+                    stderr=output,
+                    start_new_session=True,
+                    cwd=root,
+                )
+            until = time.monotonic() + BOOT + 30
+            while not told.exists():
+                if keeper.poll() is not None or time.monotonic() > until:
+                    raise Trouble(f"no node of RabbitMQ {programs.name}: {log.read_text()[-2000:]}")
+                time.sleep(0.05)
+    return str(json.loads(told.read_text())["url"])
+
+
+def main(folder: Path, programs: Programs) -> None:
+    told = folder / f"{programs.name}.json"
+    node = Node(folder / programs.name, programs)
+    try:
+        node.start()
+        fresh = told.with_suffix(".new")
+        fresh.write_text(json.dumps({"url": node.url, "keeper": os.getpid(), "node": node.pid}))
+        fresh.rename(told)
+        sys.stdin.buffer.read()
+    finally:
+        node.kill()  # nobody wants its data
+        node.close()
+        told.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Programs(Path(sys.argv[2])))

@@ -1,0 +1,381 @@
+#!/usr/bin/env python3
+"""Do the tasks of the queue, one at a time: receive, do, acknowledge.
+
+    python worker.py                         a worker named after its process
+    python worker.py worker-1                a worker with a name; start as many as you like, anywhere
+    python worker.py --handler jobs:resize   each task calls resize(task) of jobs.py; without it, work is simulated
+    python worker.py --drain                 end when the queue is empty
+
+A task is acknowledged only after it is done. If this worker dies before, RabbitMQ gives the task to another.
+
+Exit status: 0 stopped after its last task (Ctrl+C, SIGTERM) or drained; 1 it could not go on; 2 a wrong call;
+3 drained, but some task went to the dead-letter queue; 130 or 143 stopped by a second signal, its task given back.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pika
+
+from tareas import Reject, broker, dead_letter, handlers
+from tareas.cli import Parser, Trouble, positive, quoted, run, seconds, worker_name
+from tareas.events import Events
+from tareas.keep_alive import KeepAlive
+from tareas.reconnect import Rests
+from tareas.stopping import Abandoned, Interrupted, Stopping
+from tareas.task import QUEUE, InvalidTask, decode
+
+MAX_ATTEMPTS = 5
+RETRY_DELAY = 1.0  # seconds before the second attempt; doubled for each one after it
+MAX_REST = 30.0  # seconds between two attempts
+TICK = 0.1  # seconds between two looks at signals, and at the queue when draining
+STARVED = 2.0  # seconds between two looks of an idle worker at the queue
+DRAINED_WITH_DEAD = 3
+
+
+class ConsumerGone(Exception):
+    """RabbitMQ sends us nothing any more, though the connection lives: its text says why."""
+
+
+class Worker:
+    """Consumes a queue until it is stopped, or until the queue is empty if `drain` is set.
+
+    worker_id: its name in events, and in RabbitMQ's management page as consumer tag and connection name.
+    handler: called with the task (a dict); returns: ack; raises: retry; raises Reject: dead letter.
+    max_attempts: deliveries of a task before it is dead-lettered. retry_delay, grace, connect_timeout: seconds.
+    """
+
+    def __init__(
+        self,
+        worker_id: str,
+        *,
+        url: str | None = None,
+        queue: str = QUEUE,
+        handler: handlers.Handler | None = None,
+        drain: bool = False,
+        max_attempts: int = MAX_ATTEMPTS,
+        retry_delay: float = RETRY_DELAY,
+        grace: float | None = None,
+        connect_timeout: float | None = None,
+        events: Events | None = None,
+    ) -> None:
+        self.worker_id = worker_id
+        self.queue = queue
+        self.handler = handler
+        self.drain = drain
+        self.max_attempts = max_attempts
+        self.retry_delay = retry_delay
+        self.connect_timeout = connect_timeout
+        self.tasks_processed = 0
+        self.tasks_failed = 0
+        self.tasks_dead_lettered = 0
+        self.seconds_busy = 0.0
+        self.addresses = broker.addresses(url or broker.default_url())
+        self.events = events or Events(worker_id)
+        self.tell = self.events.tell
+        self.stopping = Stopping(self._say_stopping, grace)
+        self.keep_alive = KeepAlive()
+        self.rests = Rests(self.tell)
+        self.attempt = 1  # of the task in hand
+        self._busy = False
+        self._deliveries = 0  # on this connection
+        self._rabbitmq: tuple[int, ...] = (0,)
+        self._connection: Any = None
+        self._dead_letters: Any = None
+
+    # -- the life of a worker
+
+    def start(self) -> int:
+        """Consume, and connect again whenever the connection is lost. Returns the exit status.
+
+        Raises Trouble when there is no way on: login refused, the queue exists with other arguments, nobody answered
+        within connect_timeout.
+        """
+        broker.read_any_headers()
+        status = 0
+        with self.stopping:
+            try:
+                self._stay_connected()
+                status = DRAINED_WITH_DEAD if self.drain and self.tasks_dead_lettered else 0
+            except Interrupted:
+                pass
+            except Abandoned:
+                status = 128 + (self.stopping.abandoned or signal.SIGINT)
+        self.tell(
+            "stopped",
+            processed=self.tasks_processed,
+            failed=self.tasks_failed,
+            dead_lettered=self.tasks_dead_lettered,
+            busy=round(self.seconds_busy, 3),
+        )
+        return status
+
+    def _stay_connected(self) -> None:
+        began, ever = time.monotonic(), False
+        while True:
+            self._connection, self._deliveries = None, 0
+            address = self.addresses[0]
+            try:
+                with self.stopping.interruptible():
+                    connection, address = broker.connect(self.addresses, self.worker_id)
+                ever = True
+                self._connection = connection
+                self.consume(connection, address)
+                return
+            except ConsumerGone as error:
+                reason = str(error)
+                self.tell("cancelled", reason=reason)
+                # A channel whose consumer timed out is not to be used again: the connection goes with it.
+                close(self._connection)
+            except broker.LOST as error:
+                if self.events.broken:  # an OSError too, but of our own output
+                    raise
+                reason = broker.explain(error, address)
+                self.tell("connection_lost", reason=reason)
+            except (broker.Unreachable, broker.Denied) as error:
+                # A broker that comes back may not know its users yet: after the first connection nothing is final.
+                if isinstance(error, broker.Denied) and not ever:
+                    raise
+                reason = str(error)
+            if self._deliveries:
+                began = time.monotonic()
+                self.rests.reset()
+            if self.stopping.requested:
+                return
+            if self.connect_timeout is not None and time.monotonic() - began > self.connect_timeout:
+                raise Trouble(f"no connection within {self.connect_timeout:g} s: {reason}")
+            self.stopping.rest(self.rests.next(reason))
+
+    def consume(self, connection: pika.BlockingConnection, address: broker.Address) -> None:
+        """Declare, set the prefetch, consume. Returns when stopped or drained; raises when the connection is lost."""
+        with self.stopping.interruptible():
+            channel = connection.channel()
+            broker.declare(connection, channel, self.queue)
+            channel.basic_qos(prefetch_count=1)
+        self._dead_letters = None
+        self._rabbitmq = broker.version(connection)
+        self.tell("connected", address=address.shown)
+        broker.tell_alarms(connection, self.tell)
+        self.keep_alive.serve(connection, float(address.parameters.heartbeat or 0))
+        channel.basic_consume(
+            queue=self.queue, on_message_callback=self.callback, auto_ack=False, consumer_tag=self.worker_id
+        )
+        idle = Idle(self, connection, channel)
+        channel.start_consuming()
+        if not (idle.stopped or self.stopping.requested):
+            raise ConsumerGone("RabbitMQ cancelled the consumer (was the queue deleted?)")
+        close(connection)
+
+    # -- one task
+
+    def callback(self, ch: Any, method: Any, properties: Any, body: bytes) -> None:
+        """Do one delivery and settle it: ack, nack with requeue, or a dead letter and then ack."""
+        self._deliveries += 1
+        tag = method.delivery_tag
+        if self.stopping.requested:
+            ch.basic_nack(delivery_tag=tag, requeue=True)
+            return
+        headers = properties.headers
+        self.attempt = attempt = broker.attempt(method.redelivered, headers, self._rabbitmq)
+        try:
+            task = decode(body, simulated=self.handler is None)
+            if isinstance(headers, broker.UnreadableHeaders):
+                raise InvalidTask("its headers cannot be read (a timestamp out of range?)")
+        except InvalidTask as error:
+            return self._dead_letter(ch, tag, body, properties, f"invalid task: {error}", attempt, None)
+        task_id = task["id"]
+        if attempt > self.max_attempts:
+            reason = f"{attempt - 1} attempts used up: the worker or the connection was lost during the last"
+            return self._dead_letter(ch, tag, body, properties, reason, attempt - 1, task_id)
+
+        shown = {} if self.events.as_json else {"complexity": task.get("complexity")}
+        self.tell("started", id=task_id, attempt=attempt, redelivered=method.redelivered, **shown)
+        began = time.monotonic()
+        failure: BaseException | None = None
+        self._busy = True
+        try:
+            with self.keep_alive:
+                self.process_task(task)
+        except (Exception, SystemExit) as error:  # a handler's sys.exit() is its failure, not our end
+            failure = error
+        except Abandoned:
+            self.tell("abandoned", id=task_id, attempt=attempt)
+            raise
+        finally:
+            self._busy = False
+        took = time.monotonic() - began
+        self.seconds_busy += took
+        if self.stopping.abandoned:  # a handler swallowed Abandoned
+            self.tell("abandoned", id=task_id, attempt=attempt)
+            raise Abandoned
+        if failure is not None:
+            self.tasks_failed += 1
+            self.tell("failed", id=task_id, attempt=attempt, error=handlers.describe(failure), seconds=round(took, 3))
+        if self._lost(ch):
+            self.tell("discarded", id=task_id, attempt=attempt, reason="the connection was lost while it ran: "
+                      "RabbitMQ gives the task to another worker")
+            raise self.keep_alive.lost or pika.exceptions.ChannelWrongStateError("the channel is gone")
+        if self.stopping.requested:
+            ch.basic_cancel(self.worker_id)  # before the ack: RabbitMQ would send the next task upon it
+
+        if failure is None:
+            self.tell("done", id=task_id, attempt=attempt, seconds=round(took, 3))
+            ch.basic_ack(delivery_tag=tag)
+            self.tasks_processed += 1
+        elif isinstance(failure, Reject):
+            self._dead_letter(ch, tag, body, properties, f"rejected: {handlers.describe(failure)}", attempt, task_id)
+        elif attempt >= self.max_attempts:
+            self._dead_letter(ch, tag, body, properties, handlers.describe(failure), attempt, task_id)
+        else:
+            self._requeue(ch, tag, attempt, task_id)
+
+    def process_task(self, task_data: dict[str, Any]) -> None:
+        """The task's own work, and nothing else: whatever it raises is the task's failure."""
+        if self.handler is None:
+            handlers.simulate(task_data, self.attempt)
+        else:
+            handlers.finish(self.handler(task_data))
+
+    def _requeue(self, ch: Any, tag: int, attempt: int, task_id: str) -> None:
+        """Give the task back after a rest. It returns to the head of the queue: without the rest, a few tasks that
+        always fail would keep every worker from all the others."""
+        rest = min(self.retry_delay * 2 ** (attempt - 1), MAX_REST)
+        began = time.monotonic()
+        with self.keep_alive:
+            self.stopping.rest(rest)
+        if self._lost(ch):
+            raise self.keep_alive.lost or pika.exceptions.ChannelWrongStateError("the channel is gone")
+        self.tell("requeued", id=task_id, attempt=attempt, rest=round(time.monotonic() - began, 3))
+        ch.basic_nack(delivery_tag=tag, requeue=True)
+
+    def _dead_letter(
+        self, ch: Any, tag: int, body: bytes, properties: Any, reason: str, attempts: int, task_id: str | None
+    ) -> None:
+        """Confirm the dead letter, then ack the original: a worker that dies between the two leaves one too many,
+        never one too few."""
+        try:
+            if self._dead_letters is None:
+                self._dead_letters = self._connection.channel()
+                self._dead_letters.confirm_delivery()
+            dead_letter.publish(
+                self._dead_letters, self.queue, body, properties, reason, attempts, self.worker_id
+            )
+        except (pika.exceptions.NackError, pika.exceptions.UnroutableError) as error:
+            full = isinstance(error, pika.exceptions.NackError)
+            what = "is full" if full else "does not exist"
+            self.rests.say(RETRY_DELAY, f"the dead-letter queue {quoted(broker.dead(self.queue))} {what}")
+            with self.keep_alive:
+                self.stopping.rest(RETRY_DELAY)
+            if not full:  # connecting anew declares it
+                raise ConsumerGone(f"there is no queue {quoted(broker.dead(self.queue))}") from None
+            ch.basic_nack(delivery_tag=tag, requeue=True)
+            return
+        self.tasks_dead_lettered += 1
+        self.tell("dead_lettered", id=task_id, attempt=attempts, reason=reason)
+        ch.basic_ack(delivery_tag=tag)
+
+    def _lost(self, ch: Any) -> bool:
+        """Whether a delivery of this channel can no longer be settled. An old delivery tag on a new channel would
+        ack another task without an error; a cancelled consumer's task is already on its way to someone else."""
+        return self.keep_alive.lost is not None or not ch.is_open or broker.consumer_ended(ch, self.worker_id)
+
+    # -- what it says
+
+    def _say_stopping(self, signum: int) -> None:
+        how = "Ctrl+C" if signum == signal.SIGINT else signal.Signals(signum).name
+        what = "finishing the task in hand; once more gives it back at once" if self._busy else "nothing in hand"
+        self.tell("stopping", reason=f"{how}: {what}")
+
+
+class Idle:
+    """The looks of a worker between two tasks: is a stop asked for, is the queue drained, is the consumer starved?"""
+
+    def __init__(self, worker: Worker, connection: Any, channel: Any) -> None:
+        self.stopped = False
+        self._worker, self._connection, self._channel = worker, connection, channel
+        self._deliveries, self._empty, self._starved = 0, 0, 0
+        self._next_look = time.monotonic() + (0 if worker.drain else STARVED)
+        connection.call_later(TICK, self._tick)
+
+    def _tick(self) -> None:
+        worker = self._worker
+        if worker.stopping.requested:
+            return self._stop()
+        if worker._deliveries != self._deliveries:
+            self._deliveries, self._empty, self._starved = worker._deliveries, 0, 0
+            self._next_look = time.monotonic() + (0 if worker.drain else STARVED)
+        elif time.monotonic() >= self._next_look:
+            self._look()
+        if not self.stopped:
+            self._connection.call_later(TICK, self._tick)
+
+    def _look(self) -> None:
+        """Two looks in a row, as what the first one does not count may be on its way to us."""
+        with broker.deadline(self._connection):
+            ready = self._channel.queue_declare(self._worker.queue, passive=True).method.message_count
+        if ready == 0:
+            self._empty, self._starved = self._empty + 1, 0
+        else:
+            self._empty, self._starved = 0, self._starved + 1
+        if self._worker.drain and self._empty >= 2:
+            return self._stop()
+        self._next_look = time.monotonic() + (TICK if self._worker.drain else STARVED)
+        if self._starved * (TICK if self._worker.drain else STARVED) >= 2 * STARVED:
+            # RabbitMQ 3.10 does not tell consumers of a queue that is deleted and declared again at once.
+            raise ConsumerGone("tasks are ready and none comes (was the queue deleted and declared again?)")
+
+    def _stop(self) -> None:
+        self.stopped = True
+        self._channel.stop_consuming()
+
+
+def close(connection: Any) -> None:
+    """Say goodbye to RabbitMQ if it still listens."""
+    try:
+        if connection.is_open:
+            with broker.deadline(connection, 5):
+                connection.close()
+    except broker.LOST:
+        pass
+
+
+def parse(argv: Sequence[str] | None) -> Any:
+    parser = Parser("worker.py", __doc__)
+    parser.add_argument("worker_id", nargs="?", type=worker_name, default=f"worker-{os.getpid()}", metavar="ID",
+                        help="its name (default: worker-PID)")
+    parser.add_argument("--handler", metavar="MODULE:FUNCTION", help="the function that does a task")
+    parser.add_argument("--drain", action="store_true", help="end when the queue has nothing ready")
+    parser.add_argument("--max-attempts", type=positive, default=MAX_ATTEMPTS, metavar="N",
+                        help="deliveries of a task before it is dead-lettered (%(default)s)")
+    parser.add_argument("--retry-delay", type=seconds, default=RETRY_DELAY, metavar="SECONDS",
+                        help="rest before a second attempt, doubled for each after it (%(default)g)")
+    parser.add_argument("--grace", type=seconds, metavar="SECONDS", help="bound for a running task after a signal")
+    parser.add_argument("--connect-timeout", type=seconds, metavar="SECONDS", help="give up without RabbitMQ")
+    parser.add_queue_options()
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options = parse(argv)
+    handler: Callable[[dict[str, Any]], Any] | None = None
+    if options.handler is not None:
+        handler = handlers.load(options.handler)
+    events = Events(options.worker_id, as_json=options.json)
+    try:
+        return Worker(
+            options.worker_id, url=options.url, queue=options.queue, handler=handler, drain=options.drain,
+            max_attempts=options.max_attempts, retry_delay=options.retry_delay, grace=options.grace,
+            connect_timeout=options.connect_timeout, events=events,
+        ).start()
+    finally:
+        events.close()
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))
