@@ -15,10 +15,11 @@ Exit status: 0 nothing was lost and every chapter came out as told; 1 not so, or
 from __future__ import annotations
 
 import contextlib
+import os
 import secrets
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from tareas.cli import Parser, Trouble, run
@@ -42,12 +43,14 @@ def perform(options: Any, signals: Signals) -> int:
     from tareas.story.view import View, complain
 
     view = View()
+    if not (options.url or os.environ.get("AMQP_URL")):
+        view.remark("A private RabbitMQ starts ...")
     signals.raising = True  # till the first line of the block: starting RabbitMQ is what takes long
     with private_broker.provide(options.url) as rabbitmq:
         signals.raising = False
         signals.check()
         queue = QUEUE if rabbitmq.node else f"{QUEUE}.demo-{secrets.token_hex(4)}"
-        with contextlib.nullcontext() if rabbitmq.node else borrowed(rabbitmq.url, queue, signals):
+        with contextlib.nullcontext() if rabbitmq.node else borrowed(rabbitmq.url, queue, signals, view.remark):
             try:
                 with view, Stage(signals, view.event, {"AMQP_URL": rabbitmq.url}) as stage:
                     story = Story(stage, view, queue, rabbitmq.node)
@@ -67,7 +70,7 @@ def perform(options: Any, signals: Signals) -> int:
 
 
 @contextlib.contextmanager
-def borrowed(url: str, queue: str, signals: Signals) -> Iterator[None]:
+def borrowed(url: str, queue: str, signals: Signals, say: Callable[[str], None]) -> Iterator[None]:
     """A queue of this run alone on a RabbitMQ that lives on: it and its dead-letter queue are deleted afterwards.
 
     Raises Trouble at once if RabbitMQ cannot be reached: the workers would wait for it.
@@ -77,7 +80,7 @@ def borrowed(url: str, queue: str, signals: Signals) -> Iterator[None]:
     with signals.interruptible():
         connection, address = broker.connect(broker.addresses(url), "demo.py")
         connection.close()  # it has to be used or it goes stale, and we only look and wait
-    print(f"The queue is {queue} at {address.shown}; it is deleted at the end.", flush=True)
+    say(f"The queue is {queue} at {address.shown}; it is deleted at the end.")
     try:
         yield
     finally:

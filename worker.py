@@ -34,7 +34,8 @@ from tareas.task import QUEUE, InvalidTask, decode
 MAX_ATTEMPTS = 5
 RETRY_DELAY = 1.0  # seconds before the second attempt; doubled for each one after it
 MAX_REST = 30.0  # seconds between two attempts
-TICK = 0.1  # seconds between two looks at signals, and at the queue when draining
+TICK = 0.25  # seconds between two looks of an idle worker at the signals
+DRAIN_TICK = 0.1  # the same when draining, and at the queue
 STARVED = 2.0  # seconds between two looks of an idle worker at the queue
 DRAINED_WITH_DEAD = 3
 
@@ -301,7 +302,8 @@ class Idle:
         self._worker, self._connection, self._channel = worker, connection, channel
         self._deliveries, self._empty, self._starved = 0, 0, 0
         self._next_look = time.monotonic() + (0 if worker.drain else STARVED)
-        connection.call_later(TICK, self._tick)
+        self._rest = DRAIN_TICK if worker.drain else TICK
+        connection.call_later(self._rest, self._tick)
 
     def _tick(self) -> None:
         worker = self._worker
@@ -313,7 +315,7 @@ class Idle:
         elif time.monotonic() >= self._next_look:
             self._look()
         if not self.stopped:
-            self._connection.call_later(TICK, self._tick)
+            self._connection.call_later(self._rest, self._tick)
 
     def _look(self) -> None:
         """Two looks in a row, as what the first one does not count may be on its way to us."""
@@ -325,8 +327,8 @@ class Idle:
             self._empty, self._starved = 0, self._starved + 1
         if self._worker.drain and self._empty >= 2:
             return self._stop()
-        self._next_look = time.monotonic() + (TICK if self._worker.drain else STARVED)
-        if self._starved * (TICK if self._worker.drain else STARVED) >= 2 * STARVED:
+        self._next_look = time.monotonic() + (DRAIN_TICK if self._worker.drain else STARVED)
+        if self._starved * (DRAIN_TICK if self._worker.drain else STARVED) >= 2 * STARVED:
             # RabbitMQ 3.10 does not tell consumers of a queue that is deleted and declared again at once.
             raise ConsumerGone("tasks are ready and none comes (was the queue deleted and declared again?)")
 

@@ -79,6 +79,10 @@ class View:
         """What came of it."""
         self._paragraph(" => ", sentence, "bold yellow")
 
+    def remark(self, sentence: str) -> None:
+        """What belongs to no step."""
+        self._paragraph("", sentence, "")
+
     def event(self, event: Event) -> None:
         """Show one event, if it is worth a line."""
         with self._lock:

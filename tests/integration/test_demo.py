@@ -148,7 +148,7 @@ def test_one_chapter_on_a_rabbitmq_that_is_not_the_demos_own(
 
 def assert_no_queue(url: str, run: Demo) -> None:
     """Both queues of that run are deleted."""
-    said = re.search(r"The queue is (tareas_distribuidas\.demo-[0-9a-f]+) at", "\n".join(run.out))
+    said = re.search(r"The queue is (tareas_distribuidas\.demo-[0-9a-f]+) at", " ".join(run.out))
     assert said, run.command.report()
     for name in (said[1], broker.dead(said[1])):
         with contextlib.closing(pika.BlockingConnection(pika.URLParameters(url))) as connection:

@@ -1,0 +1,33 @@
+"""Fixtures of the fault matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tareas.local_broker import Node
+from tests.faults.harness import FULL, Fleet, node_fleet
+
+LIMIT = 3600 if FULL else 300  # seconds for a row: its own waits end long before, and say what was missing
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(LIMIT))
+
+
+@pytest.fixture
+def fleet(url: str, queue: str, tmp_path: Path) -> Iterator[Fleet]:
+    """Producers and workers on the node that all tests share."""
+    with Fleet(url, queue, tmp_path / "fleet") as fleet:
+        yield fleet
+
+
+@pytest.fixture
+def own_fleet(own_node: Node, tmp_path: Path) -> Iterator[Fleet]:
+    """Producers and workers on a node of the test's own (own_node), which may be killed after wait_until_safe()."""
+    with node_fleet(own_node, tmp_path / "fleet") as fleet:
+        yield fleet
