@@ -1,0 +1,66 @@
+# make demo: the whole story, from nothing.  make test: everything is checked.  The other targets: make help.
+PYTHON ?= python3
+RUN := .venv/bin/python
+JOBS ?= 4
+
+.PHONY: help demo test broker check tests faults bench imagenes clean
+
+help:
+	@echo "make demo      a private RabbitMQ, a producer, three workers, one killed: nothing is lost"
+	@echo "make broker    a RabbitMQ of your own at localhost:5672; Ctrl+C stops it"
+	@echo "make test      all checks and tests, on every RabbitMQ in RABBITMQ_BINS and the installed one"
+	@echo "make check     what needs no RabbitMQ: ruff, mypy, unit tests"
+	@echo "make faults    the fault matrix at full size, its table to tests/faults/TABLE.md"
+	@echo "make bench     the figures of the README"
+	@echo "make imagenes  the pictures of the README"
+	@echo "make clean     remove what these made"
+
+demo: .venv/run
+	@$(RUN) demo.py $(ARGS)
+
+broker: .venv/run
+	@exec $(RUN) -m tareas.private_broker $(ARGS)
+
+test: .venv/dev
+	$(RUN) -m tareas.private_broker --install
+	$(MAKE) check tests
+
+check: .venv/dev
+	$(RUN) -m ruff check .
+	$(RUN) -m mypy
+	$(RUN) -m pytest -q tests/unit -n 2
+
+# A test that passed only when it was run again is named at the end (-rR): it is a finding, not a success.
+tests: .venv/dev
+	$(RUN) -m pytest -q tests/integration tests/faults -n $(JOBS) --reruns 1 -rR --durations 15
+
+faults: .venv/dev
+	$(RUN) -m tareas.private_broker --install
+	FAULTS=full FAULTS_TABLE=tests/faults/TABLE.md $(RUN) -m pytest tests/faults -n 1 -rA
+
+bench: .venv/run
+	$(RUN) -m bench $(ARGS)
+
+imagenes: .venv/run
+	$(RUN) -m imagenes $(ARGS)
+
+clean:
+	rm -rf .venv .broker bench/.venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/run: requirements.txt | .venv/made
+	$(RUN) -m pip install -q --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+.venv/dev: requirements.txt requirements-dev.txt | .venv/made
+	$(RUN) -m pip install -q --disable-pip-version-check -r requirements-dev.txt
+	@touch $@ .venv/run
+
+# Debian and Ubuntu keep venv in a package of its own.
+.venv/made:
+	@$(PYTHON) -m venv .venv >/dev/null 2>&1 || virtualenv -q -p $(PYTHON) .venv 2>/dev/null || \
+	{ test "$$(id -u)" = 0 && command -v apt-get >/dev/null && echo "Installing the package python3-venv ..." && \
+	  { apt-get -qq update; DEBIAN_FRONTEND=noninteractive apt-get -qq install python3-venv >/dev/null; } && \
+	  $(PYTHON) -m venv --clear .venv; } || \
+	{ rm -rf .venv; echo "Python's venv is missing: on Debian or Ubuntu, sudo apt install python3-venv" >&2; exit 1; }
+	@touch $@
