@@ -29,8 +29,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from tareas import audit, broker, dead_letters
-from tareas.dead_letters import DeadLetter
+from tareas import addresses, audit, broker, delivery
+from tareas.letter import DeadLetter, read
 from tareas.local_broker import Node
 from tests.faults import table
 
@@ -39,6 +39,7 @@ FULL = os.environ.get("FAULTS") == "full"
 DEADLINE = 900.0 if FULL else 90.0  # seconds for one wait: how long a busy machine may take, never how long it should
 LOOK = 0.01  # seconds between two looks at the files
 SETTLED = 5.0  # seconds from declaring a queue until a broker may be killed: RabbitMQ loses confirmed messages before
+NO_TASK_IN_HAND = {"done", "failed", "dead_lettered", "discarded", "abandoned", "connected"}
 
 Task = dict[str, Any]
 Event = dict[str, Any]
@@ -97,6 +98,7 @@ class Member:
 
     @property
     def running(self) -> bool:
+        """Whether the process lives, frozen or not."""
         return self.process.poll() is None
 
     @property
@@ -105,9 +107,14 @@ class Member:
         for event in reversed(self.events):
             if event["event"] == "started":
                 return event
-            if event["event"] in ("done", "failed", "discarded", "abandoned", "connected"):
+            if event["event"] in NO_TASK_IN_HAND:
                 return None
         return None
+
+    @property
+    def last(self) -> Event:
+        """Its last event so far, or one without a word."""
+        return self.events[-1] if self.events else {"event": ""}
 
     def having(self, word: str, **facts: object) -> list[Event]:
         """The events of this kind, read so far, that carry these facts."""
@@ -327,6 +334,19 @@ class Fleet:
         self.wait_producers()
         self.wait("every confirmed task done or dead", lambda: not self.unsettled())
 
+    def wait_done(self, count: int = 0, *ids: str) -> None:
+        """Wait until so many tasks are done, and these are."""
+        self.wait(f"{count} done, and {ids[:5]}", lambda: len(self.done) >= count and all(self.done[i] for i in ids))
+
+    def wait_event(self, member: Member, *words: str, after: int = 0) -> Event:
+        """Wait for one of these events in this process, after its first `after` ones."""
+
+        def found() -> list[Event]:
+            return [event for event in member.events[after:] if event["event"] in words]
+
+        self.wait(f"{' or '.join(words)} of {member.name}", found)
+        return found()[0]
+
     def unsettled(self) -> set[str]:
         """Confirmed tasks that no worker has said to be done or dead."""
         return self.confirmed - self.done.keys() - self.dead.keys()
@@ -368,23 +388,47 @@ class Fleet:
                     member.thaw()
             time.sleep(0.002)
 
-    def kill_busy(self) -> Event:
-        """SIGKILL a random worker in the middle of a task; a replacement starts. Returns the `started` it died on."""
-        member = self.freeze_busy()
-        task = member.task
-        assert task is not None
+    def kill(self, member: Member) -> None:
+        """SIGKILL one process, wait for its end, count the fault; a worker is replaced."""
         member.kill()
         self.faults += 1
         self.poll()
+
+    def kill_busy(self) -> Event:
+        """SIGKILL a random worker in the middle of a task. Returns the `started` of the task it died on."""
+        member = self.freeze_busy()
+        task = member.task
+        assert task is not None
+        self.kill(member)
         return task
+
+    def wait_taken_over(self, start: Event) -> None:
+        """Wait until another worker has the task of this `started`, announced as redelivered."""
+
+        def taken_over() -> bool:
+            later = self.started[start["id"]]
+            return any(event["redelivered"] and event["who"] != start["who"] for event in later)
+
+        self.wait(f"{start['id']} redelivered", taken_over)
+
+    # -- what happened
+
+    def ended_with(self, status: int) -> list[Member]:
+        """The processes that ended with this status (-9: SIGKILL)."""
+        return [member for member in self.members if member.process.poll() == status]
+
+    def having(self, word: str, **facts: object) -> list[Event]:
+        """The events of this kind that carry these facts, of all processes, in the order of time."""
+        found = [event for member in self.members for event in member.having(word, **facts)]
+        return sorted(found, key=lambda event: float(event["time"]))
 
     # -- the end
 
     @contextlib.contextmanager
     def channel(self, url: str | None = None) -> Iterator[Any]:
         """A raw pika channel to the queue's RabbitMQ."""
-        broker.read_any_headers()
-        connection, _ = broker.connect(broker.addresses(url or self.url), "test")
+        delivery.read_any_headers()
+        connection, _ = broker.connect(addresses.parse(url or self.url), "test")
         with contextlib.closing(connection):
             yield connection.channel()
 
@@ -396,8 +440,10 @@ class Fleet:
 
     def stop_workers(self) -> None:
         """SIGTERM to every worker; each must end with status 0, and RabbitMQ must see it."""
+        # One that is still starting has no say in how it ends yet.
+        self.wait("workers connected", lambda: all(w.running and w.having("connected") for w in self.workers))
         self._supervising = False
-        workers = [member for member in self.workers if member.running]
+        workers = self.workers
         for member in workers:
             member.stop()
         self.wait("workers stopped", lambda: not any(member.running for member in workers))
@@ -422,10 +468,12 @@ class Fleet:
     def _messages(self, queue: str) -> list[DeadLetter]:
         with self.channel() as channel:
             got = iter(lambda: channel.basic_get(queue), (None, None, None))
-            return [dead_letters.read(0, 0, properties, body or b"") for _, properties, body in got]
+            return [read(0, properties, body or b"") for _, properties, body in got]
 
-    def ends(self, row: str, *, faults: int | None = None) -> Ending:
+    def ends(self, row: str, *, tasks: int | None = None) -> Ending:
         """Wait until all is settled, stop the workers, ask RabbitMQ what is left, audit; then a line of the table.
+
+        tasks: for the table, where not all that was published is a task; else all that was confirmed.
 
         Asserts the promise: nothing lost, each double announced, each dead letter there with its reason; and that no
         worker died but by our hand, and none wrote a traceback.
@@ -443,8 +491,8 @@ class Fleet:
         table.record(
             row,
             self.version,
-            tasks=verdict.confirmed,
-            faults=self.faults if faults is None else faults,
+            tasks=verdict.confirmed if tasks is None else tasks,
+            faults=self.faults,
             redelivered=verdict.redelivered,
             twice=len(verdict.twice),
             dead=len(letters),

@@ -1,4 +1,272 @@
-def test_one(run, queue, url):
-    p = run("producer.py", "--count", "3", "--queue", queue, "--json")
-    assert p.wait() == 0
-    assert p.wait_event("finished")["confirmed"] == 3
+"""A private RabbitMQ: its life, its data, its neighbours, and that nothing of it is left."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pika
+import pytest
+
+from tareas.local_broker import Claim, Cluster, Node, NodeTrouble, Programs, find_programs, free, greet
+from tests.support import DEADLINE, ROOT, Run
+
+QUORUM = {"x-queue-type": "quorum"}
+PERSISTENT = pika.BasicProperties(delivery_mode=2)
+
+
+@contextlib.contextmanager
+def channel(url: str) -> Iterator[pika.adapters.blocking_connection.BlockingChannel]:
+    with contextlib.closing(pika.BlockingConnection(pika.URLParameters(url))) as connection:
+        opened = connection.channel()
+        opened.confirm_delivery()
+        yield opened
+
+
+def left_behind(folder: Path) -> list[str]:
+    """The processes that still run for a node in this folder: named in their arguments, or in epmd's environment."""
+    found = []
+    listed = subprocess.run(["ps", "-A", "-ww", "-o", "pid=,stat=,args="], capture_output=True, text=True, check=True)
+    for line in listed.stdout.splitlines():
+        pid, state, arguments = line.split(None, 2)
+        environment = b""
+        if "epmd" in arguments:
+            with contextlib.suppress(OSError):
+                environment = Path(f"/proc/{pid}/environ").read_bytes()
+        if not state.startswith("Z") and (str(folder) in arguments or os.fsencode(folder) in environment):
+            found.append(line.strip())
+    return found
+
+
+def nothing_left_behind(folder: Path) -> bool:
+    until = time.monotonic() + DEADLINE
+    while (left := left_behind(folder)) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not left
+    return True
+
+
+def test_left_behind_finds_a_node_and_its_epmd(own_node: Node) -> None:
+    found = "\n".join(left_behind(own_node.folder))
+    assert "node_guard.py" in found
+    assert "beam" in found
+    if Path("/proc/self/environ").exists():
+        assert "epmd -daemon" in found
+
+
+def test_confirmed_messages_survive_a_clean_stop_and_a_kill(
+    programs: Programs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RABBITMQ_NODE_PORT", "5672")  # the user's settings for another RabbitMQ are not ours
+    monkeypatch.setenv("RABBITMQ_NODENAME", "rabbit")
+    with Node(tmp_path / "node", programs) as node:
+        assert node.version.startswith(programs.name)
+        assert node.port != 5672
+        with channel(node.url) as opened:
+            opened.queue_declare("kept", durable=True, arguments=QUORUM)
+            opened.basic_publish("", "kept", b"first", PERSISTENT)
+        killed = node.pid
+
+        node.stop()
+        assert not node.running
+        assert node.pid is None
+        assert free(node.port)
+        node.start()
+        assert node.pid != killed
+        with channel(node.url) as opened:
+            opened.basic_publish("", "kept", b"second", PERSISTENT)
+
+        node.kill()
+        assert not node.running
+        assert free(node.port)
+        node.start()
+        with channel(node.url) as opened:
+            assert [opened.basic_get("kept", auto_ack=True)[2] for _ in range(2)] == [b"first", b"second"]
+
+        node.restart()
+        assert node.running
+        assert "kept" in node.ctl("list_queues", "name")
+    assert nothing_left_behind(tmp_path)
+
+
+def test_two_nodes_side_by_side_know_nothing_of_each_other(own_node: Node, url: str, tmp_path: Path) -> None:
+    with Node(tmp_path / "other", own_node.programs) as other:
+        ports = [own_node.port, own_node.dist_port, own_node.epmd, other.port, other.dist_port, other.epmd]
+        assert len(set(ports)) == 6
+        assert not {4369, 5672, 25672} & set(ports)  # what the machine's own RabbitMQ uses
+        with channel(own_node.url) as opened:
+            opened.queue_declare("mine")
+        assert "mine" not in other.ctl("list_queues", "name")
+        assert (own_node.folder / ".erlang.cookie").read_text() != (other.folder / ".erlang.cookie").read_text()
+        for port in ports:
+            with pytest.raises(OSError):
+                socket.create_connection(("127.0.0.2", port), timeout=5).close()
+        own_node.kill()
+        assert other.ctl("list_queues", "name") == "name\n" or "mine" not in other.ctl("list_queues", "name")
+        assert greet(other.port) == other.version
+        assert greet(pika.URLParameters(url).port)
+
+
+@pytest.mark.cluster
+@pytest.mark.timeout(400)
+def test_a_cluster_of_three_outlives_the_leaders_node(cluster: Cluster) -> None:
+    first, second, third = cluster.nodes
+    with channel(first.url) as opened:
+        opened.queue_declare("shared", durable=True, arguments=QUORUM)
+        opened.basic_publish("", "shared", b"kept", PERSISTENT)
+    leader = cluster.leader("shared")
+    leader.kill()
+    others = [node for node in (first, second, third) if node is not leader]
+    until = time.monotonic() + DEADLINE
+    while True:
+        try:
+            assert cluster.leader("shared") in others
+            break
+        except NodeTrouble:
+            assert time.monotonic() < until
+    with channel(others[0].url) as opened:
+        assert opened.basic_get("shared", auto_ack=True)[2] == b"kept"
+    leader.start()
+    leader.ctl("await_online_nodes", "3")
+    assert cluster.urls.count(",") == 2
+    folder = cluster.folder
+    cluster.close()
+    assert nothing_left_behind(folder)
+
+
+def test_a_node_does_not_outlive_its_killed_owner(programs: Programs, tmp_path: Path, run: Run) -> None:
+    owner = run(
+        "-c",
+        "import sys, time; from tareas.local_broker import *\n"
+        "node = Node(sys.argv[1], Programs(Path(sys.argv[2]))); node.start(); print(node.pid, flush=True)\n"
+        "time.sleep(1000)",
+        tmp_path / "node",
+        programs.folder,
+    )
+    assert int(owner.wait_for(str.isdecimal, deadline=150)) > 0
+    assert left_behind(tmp_path)
+    owner.kill()
+    assert nothing_left_behind(tmp_path)
+
+
+def test_a_node_that_is_still_booting_does_not_outlive_its_killed_owner(
+    programs: Programs, tmp_path: Path, run: Run
+) -> None:
+    owner = run(
+        "-c",
+        "import sys, time; from tareas.local_broker import *\n"
+        "node = Node(sys.argv[1], Programs(Path(sys.argv[2]))); node.launch(); print('launched', flush=True)\n"
+        "time.sleep(1000)",
+        tmp_path / "node",
+        programs.folder,
+    )
+    owner.wait_for("launched")
+    owner.kill()
+    assert nothing_left_behind(tmp_path)
+
+
+@pytest.mark.parametrize("how", ["Ctrl+C", "SIGTERM"])
+def test_the_broker_in_the_foreground_stops_cleanly(programs: Programs, tmp_path: Path, run: Run, how: str) -> None:
+    claim = Claim()
+    call = ["-m", "tareas.private_broker", "--port", claim.port, "--folder", tmp_path / "data"]
+    broker = run(*call, tty=how == "Ctrl+C", env={"RABBITMQ_BIN": str(programs.folder)})
+    broker.wait_for("Ctrl+C stops it", deadline=150)
+    assert f"localhost:{claim.port}" in broker.out
+    assert "guest:guest" not in broker.out
+    with channel(f"amqp://guest:guest@127.0.0.1:{claim.port}/%2F") as opened:
+        opened.queue_declare("kept", durable=True)
+    if how == "Ctrl+C":
+        broker.send("\x03")
+    else:
+        broker.signal(signal.SIGTERM)
+    assert broker.wait() == 0
+    broker.wait_for("Stopped.")
+    assert nothing_left_behind(tmp_path)
+    claim.release()
+
+
+def test_the_broker_in_the_foreground_says_that_its_port_is_taken(
+    programs: Programs, url: str, tmp_path: Path, run: Run
+) -> None:
+    port = pika.URLParameters(url).port
+    broker = run(
+        *("-m", "tareas.private_broker", "--port", port, "--folder", tmp_path / "data"),
+        env={"RABBITMQ_BIN": str(programs.folder)},
+    )
+    assert broker.wait() == 1
+    assert f"port {port} is taken by another RabbitMQ ({programs.name}" in broker.err
+    assert broker.err.count("\n") == 1
+    assert not broker.out
+
+
+def test_a_taken_port_is_said_to_be_so_when_no_rabbitmq_has_it(programs: Programs, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        node = Node(tmp_path / "node", programs, port=server.getsockname()[1])
+        server.settimeout(0)  # it never answers: its backlog accepts
+        with pytest.raises(NodeTrouble, match="is taken by another program"):
+            node.start()
+        node.close()
+
+
+def test_a_folder_has_one_node_at_a_time(own_node: Node) -> None:
+    second = Node(own_node.folder, own_node.programs)
+    with pytest.raises(NodeTrouble, match=r"runs on the data in .* already"):
+        second.start()
+    second.close()
+    assert greet(own_node.port) == own_node.version
+
+
+def test_a_pid_file_of_another_time_is_no_hindrance(programs: Programs, tmp_path: Path) -> None:
+    (tmp_path / "node").mkdir()
+    (tmp_path / "node" / "pid").write_text(str(os.getpid()))
+    with Node(tmp_path / "node", programs) as node:
+        assert node.pid != os.getpid()
+
+
+def test_a_node_that_cannot_start_says_why_and_leaves_nothing(programs: Programs, tmp_path: Path) -> None:
+    with (
+        pytest.raises(NodeTrouble, match="did not start") as caught,
+        Node(tmp_path / "node", programs, config="no_such_key = 1"),
+    ):
+        pass
+    assert "no_such_key" in str(caught.value)
+    assert str(tmp_path / "node" / "log") in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert nothing_left_behind(tmp_path)
+
+
+def test_rabbitmqctl_that_fails_says_what_and_why(own_node: Node) -> None:
+    with pytest.raises(NodeTrouble, match="delete_queue nonesuch"):
+        own_node.ctl("delete_queue", "nonesuch")
+    own_node.kill()
+    with pytest.raises(NodeTrouble, match="not running"):
+        own_node.ctl("list_queues")
+
+
+def test_the_sessions_node_ends_with_the_session_even_when_that_is_killed(
+    programs: Programs, tmp_path: Path, run: Run
+) -> None:
+    test = tmp_path / "test_forever.py"
+    test.write_text(
+        "import time\ndef test_forever(url):\n    print(f'\\nup {url}', flush=True)\n    time.sleep(1000)\n"
+    )
+    session = run(
+        *("-m", "pytest", "-q", "-s", "-p", "no:cacheprovider", "-p", "tests.conftest", test, f"--rootdir={ROOT}"),
+        *("-c", ROOT / "pyproject.toml", "-k", programs.name),
+        env={"TMPDIR": str(tmp_path)},
+    )
+    session.wait_for("up amqp", deadline=150)
+    assert left_behind(tmp_path)
+    session.kill()
+    assert nothing_left_behind(tmp_path)
+
+
+def test_find_programs_refuses_a_folder_without_rabbitmq(tmp_path: Path) -> None:
+    with pytest.raises(Exception, match="no rabbitmq-server in"):
+        find_programs(tmp_path)

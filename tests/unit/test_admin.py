@@ -20,37 +20,60 @@ from hypothesis import strategies as st
 from pika.exceptions import NackError, UnroutableError
 
 import admin
-from tareas import broker, cli, dead_letters, management, status
+from tareas import addresses, broker, cli, dead_letters, delivery, management, status
+from tareas.letter import LATEST, in_json, in_words, read
 from tareas.task import MAX_BYTES, InvalidTask, decode, encode
 
 WHY = {"tareas-reason": "boom", "tareas-attempts": 5, "tareas-worker": "worker-1", "tareas-time": "1700000000.5"}
 
 
 def letter(body: bytes = b'{"id":"a"}', headers: dict[Any, Any] | None = None, **properties: Any) -> Any:
-    return dead_letters.read(1, 0, pika.BasicProperties(headers=headers, **properties), body)
+    return read(1, pika.BasicProperties(headers=headers, **properties), body)
 
 
 @dataclass
 class Channel:
-    """A dead-letter queue of these (id, headers), and a log of what is done to it."""
+    """A dead-letter queue with these ids, and a log of what is done to it; it is its own second channel, too."""
 
     ids: list[str]
     refuse: type[Exception] | None = None  # what a publish raises
     comes_back: bool = False  # a published task fails again at once
     log: list[tuple[Any, ...]] = field(default_factory=list)
     tag: int = 0
+    consumers: list[Any] = field(default_factory=list)
+    held: dict[int, str] = field(default_factory=dict)
 
     @property
     def connection(self) -> Any:
-        return SimpleNamespace(close=lambda: self.log.append(("close",)), channel=lambda: self)
+        return SimpleNamespace(
+            close=lambda: self.log.append(("end",)),
+            channel=lambda: self,
+            process_data_events=self.process_data_events,
+            sleep=lambda seconds: None,
+        )
 
-    def basic_get(self, queue: str) -> tuple[Any, Any, Any]:
+    def close(self) -> None:
+        self.log.append(("close",))
+        self.ids[:0] = self.held.values()
+        self.held.clear()
+
+    def basic_qos(self, prefetch_count: int) -> None:
+        self.window = prefetch_count
+
+    def basic_consume(self, queue: str, callback: Any, consumer_tag: str) -> None:
         assert queue == "q.dead"
-        if not self.ids:
-            return None, None, None
-        self.tag += 1
-        method = SimpleNamespace(delivery_tag=self.tag, message_count=len(self.ids) - 1)
-        return method, pika.BasicProperties(headers=dict(WHY)), encode({"id": self.ids.pop(0)})
+        self.consumers.append([callback, 0])
+
+    def process_data_events(self, time_limit: float) -> None:
+        """Deliver one message, if there is one and a consumer may have it."""
+        for consumer in self.consumers:
+            if self.ids and consumer[1] < self.window:
+                consumer[1] += 1
+                self.tag += 1
+                self.held[self.tag] = self.ids[0]
+                properties = pika.BasicProperties(headers=dict(WHY))
+                consumer[0](self, SimpleNamespace(delivery_tag=self.tag), properties, encode({"id": self.ids.pop(0)}))
+                return
 
     def basic_publish(self, exchange: str, key: str, body: bytes, properties: Any, mandatory: bool) -> None:
         assert (exchange, key, mandatory, properties.delivery_mode) == ("", "q", True, 2)
@@ -62,9 +85,7 @@ class Channel:
 
     def basic_ack(self, tag: int) -> None:
         self.log.append(("ack", tag))
-
-    def basic_nack(self, tag: int, multiple: bool, requeue: bool) -> None:
-        self.log.append(("nack", tag, multiple, requeue))
+        del self.held[tag]
 
     def queue_declare(self, queue: str, passive: bool) -> Any:
         assert passive
@@ -74,7 +95,7 @@ class Channel:
         self.log.append(("confirms",))
 
 
-GIVEN_BACK = ("nack", 0, True, True)
+GIVEN_BACK = ("close",)  # a channel that closes gives back what it holds
 
 
 @pytest.fixture
@@ -84,7 +105,7 @@ def on(monkeypatch: pytest.MonkeyPatch) -> Any:
     def run(channel: Channel, *argv: str) -> int:
         monkeypatch.setattr(broker, "connect", lambda nodes, name: (channel.connection, nodes[0]))
         monkeypatch.setattr(broker, "deadline", lambda connection: contextlib.nullcontext())
-        return cli.run(lambda _: admin.main([*argv, "--queue", "q"]))
+        return cli.run(admin.main, [*argv, "--queue", "q"])
 
     return run
 
@@ -94,7 +115,8 @@ def on(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_a_workers_dead_letter_says_what_the_worker_wrote() -> None:
     found = letter(headers=WHY)
-    assert (found.id, found.reason, found.attempts, found.worker, found.time) == ("a", "boom", 5, "worker-1", 1700000000.5)
+    assert (found.id, found.reason, found.attempts) == ("a", "boom", 5)
+    assert (found.worker, found.time) == ("worker-1", 1700000000.5)
 
 
 def test_the_brokers_own_dead_letter_says_what_x_death_says() -> None:
@@ -131,12 +153,14 @@ DEATHS = st.fixed_dictionaries({}, optional={"x-death": st.lists(st.fixed_dictio
     {}, optional={"reason": HEADER, "queue": HEADER, "time": HEADER, "original-expiration": HEADER}))})
 
 
-@given(st.binary() | st.text().map(str.encode), st.dictionaries(NAMES, HEADER, max_size=5), DEATHS, st.text() | st.binary())
+@given(
+    st.binary() | st.text().map(str.encode), st.dictionaries(NAMES, HEADER, max_size=5), DEATHS, st.text() | st.binary()
+)
 def test_nothing_hostile_raises_or_reaches_a_terminal(body: bytes, headers: Any, deaths: Any, message_id: Any) -> None:
     found = letter(body, {**headers, **deaths}, message_id=message_id)
-    assert all(line.isprintable() for line in dead_letters.in_words(found).split("\n"))
-    assert len(dead_letters.in_words(found).split("\n")) <= 3
-    line = dead_letters.in_json(found)
+    assert all(line.isprintable() for line in in_words(found).split("\n"))
+    assert len(in_words(found).split("\n")) <= 3
+    line = in_json(found)
     assert line.isascii() and line.isprintable()
     json.loads(line)
     properties, without = dead_letters.revived(found.properties)
@@ -145,13 +169,13 @@ def test_nothing_hostile_raises_or_reaches_a_terminal(body: bytes, headers: Any,
 
 
 def test_a_long_reason_and_a_long_body_are_cut_for_a_person() -> None:
-    words = dead_letters.in_words(letter(b"x" * 2_000_000, {"tareas-reason": "y" * 100_000}))
+    words = in_words(letter(b"x" * 2_000_000, {"tareas-reason": "y" * 100_000}))
     assert len(words) < 1000 and "2,000,000 bytes" in words
 
 
 def test_a_dead_letter_without_a_reason_says_so() -> None:
     assert letter().reason is None
-    assert "no reason given" in dead_letters.in_words(letter())
+    assert "no reason given" in in_words(letter())
 
 
 @pytest.mark.parametrize("attempts", [True, -1, "5", 2.5])
@@ -159,15 +183,15 @@ def test_forged_attempts_and_times_are_no_reason_to_fail(attempts: Any) -> None:
     for at in ("nan", "inf", "-1", "1e300", b"1", [1], True):
         found = letter(headers={**WHY, "tareas-attempts": attempts, "tareas-time": at})
         assert found.attempts is None or type(found.attempts) is int
-        assert found.time is None or 0 <= found.time < dead_letters.LATEST
-        dead_letters.in_words(found)
+        assert found.time is None or 0 <= found.time < LATEST
+        in_words(found)
 
 
 # What a producer takes back
 
 
 def test_the_json_line_of_a_task_is_that_task_for_a_producer() -> None:
-    line = dead_letters.in_json(letter(b'{"id":"a","n":[1.5,"\xc3\xb1"]}', WHY))
+    line = in_json(letter(b'{"id":"a","n":[1.5,"\xc3\xb1"]}', WHY))
     task = decode(line.encode(), simulated=False)
     about = task.pop("dead_letter")
     assert task == {"id": "a", "n": [1.5, "ñ"]}
@@ -177,7 +201,7 @@ def test_the_json_line_of_a_task_is_that_task_for_a_producer() -> None:
 def test_the_largest_task_fits_into_a_line_that_a_producer_takes() -> None:
     for filling in ("x", "ñ", "\u202e", "\x7f"):
         body = b'{"id":"a","x":"%s"}' % (filling.encode() * ((MAX_BYTES - 100) // len(filling.encode())))
-        line = dead_letters.in_json(letter(body, WHY))
+        line = in_json(letter(body, WHY))
         assert line.isprintable()
         assert json.loads(line)["x"] == json.loads(body)["x"]
         if filling.isprintable():
@@ -185,7 +209,7 @@ def test_the_largest_task_fits_into_a_line_that_a_producer_takes() -> None:
 
 
 def test_a_body_that_is_no_task_is_whole_in_json_and_refused_by_a_producer() -> None:
-    line = dead_letters.in_json(letter(b"\xff\x00"))
+    line = in_json(letter(b"\xff\x00"))
     assert json.loads(line)["dead_letter"]["body"] == "/wA="
     with pytest.raises(InvalidTask):
         decode(line.encode(), simulated=False)
@@ -219,7 +243,7 @@ def test_a_replay_keeps_the_publishers_properties_and_drops_the_marks_of_death()
         ({}, {"user_id": "ana"}, "its user_id ana"),
         ({"odd": object()}, {}, "its headers, which cannot be copied"),
         ({"long": "x" * 130_000}, {}, "its headers, which cannot be copied"),
-        (broker.UnreadableHeaders(), {}, "its headers, which cannot be copied"),
+        (delivery.UnreadableHeaders(), {}, "its headers, which cannot be copied"),
     ],
 )
 def test_what_a_replay_leaves_out_is_said(headers: Any, properties: Any, left_out: str) -> None:
@@ -234,7 +258,8 @@ def test_what_a_replay_leaves_out_is_said(headers: Any, properties: Any, left_ou
 def test_looking_takes_no_more_than_the_limit_and_gives_all_back(on: Any, capsys: Any) -> None:
     channel = Channel(["a", "b", "c"])
     assert on(channel, "dead", "--limit", "2") == 0
-    assert channel.log == [GIVEN_BACK, ("close",)]
+    assert channel.log == [GIVEN_BACK, ("close",), ("end",)]
+    assert (channel.tag, channel.ids) == (3, ["a", "b", "c"])  # all were taken: who gives back some changes the order
     out = capsys.readouterr().out
     assert re.findall(r"^(\w)  dead", out, re.M) == ["a", "b"]
     assert "1 more: --limit N shows them" in out
@@ -250,14 +275,17 @@ def test_an_empty_dead_letter_queue_is_said(on: Any, capsys: Any) -> None:
 def test_a_replay_publishes_before_it_acknowledges_each(on: Any, capsys: Any) -> None:
     channel = Channel(["a", "b"])
     assert on(channel, "replay", "--all") == 0
-    assert channel.log == [("confirms",), ("publish", "a"), ("ack", 1), ("publish", "b"), ("ack", 2), GIVEN_BACK, ("close",)]
-    assert capsys.readouterr().out.split("\n") == ["a  replayed", "b  replayed", "2 dead letters replayed", ""]
+    settled = [("publish", "a"), ("ack", 1), ("publish", "b"), ("ack", 2)]
+    assert channel.log == [("confirms",), *settled, ("end",)]
+    assert capsys.readouterr().out.split("\n") == ["a  replayed", "b  replayed", "2 replayed", ""]
 
 
 def test_a_replay_by_name_takes_every_letter_of_that_name_and_no_other(on: Any) -> None:
     channel = Channel(["a", "b", "a"])
     assert on(channel, "replay", "a") == 0
-    assert channel.log == [("confirms",), ("publish", "a"), ("ack", 1), ("publish", "a"), ("ack", 3), GIVEN_BACK, ("close",)]
+    settled = [("publish", "a"), ("ack", 1), ("publish", "a"), ("ack", 3)]
+    assert channel.log == [("confirms",), *settled, GIVEN_BACK, ("close",), ("end",)]
+    assert channel.ids == ["b"]
 
 
 def test_a_replay_ends_though_what_it_replays_comes_back(on: Any) -> None:
@@ -267,11 +295,13 @@ def test_a_replay_ends_though_what_it_replays_comes_back(on: Any) -> None:
     assert channel.ids == ["a", "b"]
 
 
-@pytest.mark.parametrize(("refuse", "said"), [(NackError, "queue 'q' is full: 'a' and"), (UnroutableError, "no queue 'q'")])
+@pytest.mark.parametrize(
+    ("refuse", "said"), [(NackError, "queue 'q' is full: 'a' and"), (UnroutableError, "no queue 'q'")]
+)
 def test_a_refused_replay_leaves_the_letter_and_says_so(on: Any, capsys: Any, refuse: Any, said: str) -> None:
     channel = Channel(["a", "b"], refuse=refuse)
     assert on(channel, "replay", "--all") == 1
-    assert channel.log == [("confirms",), ("close",)]
+    assert channel.log == [("confirms",), ("end",)]
     shown = capsys.readouterr()
     assert said in shown.err and shown.err.count("\n") == 1 and shown.out == ""
 
@@ -292,8 +322,9 @@ def test_a_discard_shows_each_letter_before_it_is_gone(on: Any, capsys: Any, as_
             shown_at_ack.append(capsys.readouterr().out)
 
     assert on(Watched(["a", "b"]), "discard", "--all", "--yes", *["--json"] * as_json) == 0
-    assert [("boom" in text, f'"id":"{i}"' in text or f"discarded {i}" in text) for i, text in zip("ab", shown_at_ack, strict=True)
-            ] == [(True, True)] * 2
+    assert len(shown_at_ack) == 2
+    for name, text in zip("ab", shown_at_ack, strict=True):
+        assert "boom" in text and (f'"id":"{name}"' if as_json else f"discarded {name}") in text
 
 
 # Wrong calls
@@ -333,6 +364,27 @@ def test_status_says_what_amqp_knows_and_what_it_does_not(on: Any, capsys: Any) 
     facts = json.loads(capsys.readouterr().out)
     assert isinstance(facts.pop("time"), float)
     assert facts == {"queue": "q", "ready": 0, "unacknowledged": None, "consumers": 2, "dead": 0}
+
+
+@pytest.mark.parametrize(
+    ("watch", "moment", "code"),
+    [(["--watch"], "sleep", 0), (["--watch"], "queue_declare", 0), ([], "queue_declare", 130)],
+)
+def test_ctrl_c_is_the_way_to_end_a_watch_at_any_moment(on: Any, watch: list[str], moment: str, code: int) -> None:
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    class Interrupted(Channel):
+        @property
+        def connection(self) -> Any:
+            made = super().connection
+            made.sleep = interrupt
+            return made
+
+    channel = Interrupted([])
+    if moment == "queue_declare":
+        channel.queue_declare = interrupt  # type: ignore[method-assign]
+    assert on(channel, "status", *watch) == code
 
 
 @pytest.mark.parametrize(
@@ -385,8 +437,9 @@ def api() -> Iterator[Any]:
 
 
 def test_the_management_api_tells_who_holds_how_many(api: Any) -> None:
-    api.answer = 200, b'{"messages_unacknowledged": 3, "consumer_details": [{"consumer_tag": "w2"}, {"consumer_tag": "w1"}]}'
-    [address] = broker.addresses("amqp://ana:s%40crt@localhost/my%2Fhost")
+    details = [{"consumer_tag": "w2"}, {"consumer_tag": "w1"}]
+    api.answer = 200, json.dumps({"messages_unacknowledged": 3, "consumer_details": details}).encode()
+    [address] = addresses.parse("amqp://ana:s%40crt@localhost/my%2Fhost")
     facts = management.figures(f"http://127.0.0.1:{api.server_port}/", address, "a/b")
     assert facts == {"unacknowledged": 3, "workers": ["w1", "w2"]}
     assert api.asked == ("/api/queues/my%2Fhost/a%2Fb", "Basic YW5hOnNAY3J0")
@@ -406,15 +459,15 @@ def test_the_management_api_tells_who_holds_how_many(api: Any) -> None:
 )
 def test_a_management_api_that_does_not_tell(api: Any, answer: Any, said: str) -> None:
     api.answer = answer
-    [address] = broker.addresses("amqp://ana:secret@localhost")
+    [address] = addresses.parse("amqp://ana:secret@localhost")
     with pytest.raises(cli.Trouble) as caught:
         management.figures(f"http://ana:secret@127.0.0.1:{api.server_port}", address, "q")
     assert said in str(caught.value) and "secret" not in str(caught.value)
 
 
 def test_no_management_api() -> None:
-    [address] = broker.addresses("amqp://localhost")
-    with pytest.raises(cli.Trouble, match="cannot be reached: .*refused"):
+    [address] = addresses.parse("amqp://localhost")
+    with pytest.raises(cli.Trouble, match=r"cannot be reached: .*refused"):
         management.figures("http://eva:secret@127.0.0.1:1", address, "q")
 
 
@@ -436,16 +489,18 @@ DONE = line("started", id="a", attempt=1, redelivered=False) + line("done", id="
         (line("confirmed", id="a") + DONE + DONE, 1, "done twice"),
     ],
 )
-def test_the_audit_prints_its_verdict_and_what_is_wrong(tmp_path: Any, capsys: Any, log: str, code: int, said: str) -> None:
+def test_the_audit_prints_its_verdict_and_what_is_wrong(
+    tmp_path: Any, capsys: Any, log: str, code: int, said: str
+) -> None:
     (tmp_path / "log").write_text(log)
-    assert cli.run(lambda _: admin.main(["audit", str(tmp_path / "log")])) == code
+    assert cli.run(admin.main, ["audit", str(tmp_path / "log")]) == code
     assert said in capsys.readouterr().out
 
 
 def test_an_audit_of_what_is_no_log_is_a_wrong_call(tmp_path: Any, capsys: Any) -> None:
     (tmp_path / "log").write_text("hello\n" + DONE)
-    assert cli.run(lambda _: admin.main(["audit", str(tmp_path / "log")])) == 2
+    assert cli.run(admin.main, ["audit", str(tmp_path / "log")]) == 2
     assert "line 1: not JSON" in capsys.readouterr().err
     for path in (tmp_path / "none", tmp_path):
-        assert cli.run(lambda _, path=path: admin.main(["audit", str(path)])) == 2
+        assert cli.run(admin.main, ["audit", str(path)]) == 2
         assert "cannot be read" in capsys.readouterr().err

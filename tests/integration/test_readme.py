@@ -1,0 +1,164 @@
+"""What README.md shows is what its commands print, and what --help and the compose files say works on a real RabbitMQ.
+
+The commands are those of the page, with a queue of the test's own, and small inputs where it would take long.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tareas.local_broker import Node, Programs
+from tests.readme import ENGLISH, blocks, commands, masked, shown
+from tests.support import ROOT, Run
+from tests.unit.test_help import call, examples
+
+SMALL = ("--count", "6", "--complexity", "0.3-0.6")
+
+
+def shapes(lines: list[str]) -> set[str]:
+    return {masked(line) for line in lines if line != "..."}
+
+
+def typed(command: str) -> list[str]:
+    """The words of a command of the page, without its `python`."""
+    assert command in commands(ENGLISH), f"the page no longer says {command}"
+    return shlex.split(command)[1:]
+
+
+@pytest.fixture
+def shell(url: str, tmp_path: Path) -> dict[str, str]:
+    """An environment in which `python` is this one, as in an activated .venv, and AMQP_URL the test's RabbitMQ."""
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
+    return {**os.environ, "PATH": f"{python.parent}:{os.environ['PATH']}", "AMQP_URL": url}
+
+
+def pasted(command: str, folder: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """A line as a person pastes it into a shell."""
+    return subprocess.run(
+        ["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True, timeout=100
+    )
+
+
+def test_the_walk_through_prints_what_the_page_shows(queue: str, run: Run) -> None:
+    first = run(*typed("python worker.py worker-1"), "--queue", queue)
+    second = run(*typed("python worker.py worker-2"), "--queue", queue)
+    for worker in (first, second):
+        worker.wait_for("connected")
+    producer = run(*typed("python producer.py"), *SMALL, "--queue", queue)
+    first.wait_for("started")
+    first.kill()  # what closing its terminal comes to
+    assert producer.wait() == 0
+    assert shapes(producer.lines) == shapes(shown(ENGLISH, "producer  connected"))
+
+    second.wait_for("REDELIVERED, attempt 2")
+    left = 6 - sum(" done " in line for line in first.lines)
+    second.wait_for(" done ", count=left)
+    second.signal(signal.SIGINT)
+    assert second.wait() == 0
+    assert shapes(second.lines) == shapes(shown(ENGLISH, "worker-2  connected"))
+
+
+def test_dead_letters_are_listed_replayed_and_discarded_as_the_page_says(queue: str, run: Run) -> None:
+    bodies = [f'{{"id": "{name}", "complexity": 0, "fail_attempts": 9}}\n' for name in ("bad", "import-01")]
+    assert run("producer.py", "-", "--queue", queue, stdin="".join(bodies)).wait() == 0
+    drained = run("worker.py", "worker-1", "--drain", "--retry-delay", 0, "--queue", queue)
+    assert drained.wait() == 3
+
+    assert run(*typed("python admin.py status"), "--queue", queue).wait() == 0
+    listed = run(*typed("python admin.py dead"), "--queue", queue)
+    assert listed.wait() == 0
+    assert shapes(shown(ENGLISH, "bad  dead")) <= shapes(listed.lines)
+    replayed = run(*typed("python admin.py replay import-01"), "--queue", queue)
+    assert replayed.wait() == 0 and "import-01  replayed" in replayed.out
+    discarded = run(*typed("python admin.py discard --all"), "--queue", queue, tty=True)
+    discarded.send("y\n")
+    assert discarded.wait() == 0 and "discarded bad" in discarded.out
+    status = run("admin.py", "status", "--queue", queue)
+    assert status.wait() == 0 and "1 ready, 0 consumers, 0 dead" in status.out
+
+
+def test_the_handler_of_the_page_does_its_tasks(queue: str, shell: dict[str, str], tmp_path: Path) -> None:
+    folder = tmp_path / "project"
+    folder.mkdir()
+    for script in ("producer.py", "worker.py"):
+        (folder / script).symlink_to(ROOT / script)
+    (source,) = blocks(ENGLISH, "python")
+    (folder / "jobs.py").write_text(source)
+    for name, text in {"a.md": "one two", "b.md": "one two three"}.items():
+        (folder / name).write_text(text)
+    typed_here = [command for command in commands(ENGLISH) if command.startswith("ls ") or "--handler jobs" in command]
+    assert len(typed_here) == 2
+    for command in typed_here:
+        done = pasted(f"{command} --queue {queue}", folder, shell)
+        assert done.returncode == 0, done.stderr + done.stdout
+    written = {each.name: each.read_text() for each in folder.glob("*.words")}
+    assert written == {"a.md.words": "2\n", "b.md.words": "3\n"}
+    assert not list(folder.glob("*.words.*"))
+
+
+def test_the_examples_of_help_work_when_pasted(queue: str, run: Run, shell: dict[str, str]) -> None:
+    def words(command: str, number: int) -> list[str]:
+        example = examples(call(command, "--help").stdout)[number]
+        return [*shlex.split(example, comments=True)[1:], "--queue", queue]
+
+    named = run(*words("worker.py", 0))
+    named.wait_for("connected")
+    named.signal(signal.SIGINT)
+    assert named.wait() == 0
+    assert run(*words("worker.py", 1)).wait() == 0  # --drain, and the queue is empty
+
+    confirmed = 0
+    for number, count in enumerate((50, 12, 12)):
+        example = examples(call("producer.py", "--help").stdout)[number].partition("#")[0].strip()
+        done = pasted(f"{example} --queue {queue}", ROOT, shell)
+        assert done.returncode == 0 and f"{count} of {count} confirmed" in done.stdout, done.stderr
+        confirmed += count
+    printing = run(*words("worker.py", 2))
+    printing.wait_for(" done ", count=confirmed)
+    printing.signal(signal.SIGINT)
+    assert printing.wait() == 0 and "'id': 'thumbnail-01'" in printing.out
+
+    watch = run(*words("admin.py", 0))
+    watch.wait_for("0 ready", count=2)
+    watch.signal(signal.SIGINT)
+    assert watch.wait() == 0
+    for number in (1, 2):
+        assert run(*words("admin.py", number)).wait() == 0
+
+
+def test_rabbitmq_takes_the_settings_of_the_compose_files_and_the_rights_that_the_page_names(
+    programs: Programs, tmp_path: Path, run: Run
+) -> None:
+    """One node with all of them; that a cluster forms by such settings is tested where clusters are."""
+    single, cluster = (
+        yaml.safe_load((ROOT / file).read_text())["configs"]["rabbitmq"]["content"].splitlines()
+        for file in ("docker-compose.yml", "compose.cluster.yml")
+    )
+    settings = [line for line in cluster if not line.startswith("cluster_formation")]
+    assert set(single) <= set(settings)
+    if programs.name.startswith("3."):  # the cluster is made of version 4: older ones refuse what they don't know
+        settings = single
+    with Node(tmp_path / "node", programs, config="\n".join(settings)) as node:
+        told = node.ctl("eval", "[application:get_env(rabbit, Key) || Key <- [consumer_timeout, loopback_users]].")
+        assert "".join(told.split()) == "[{ok,90000000},{ok,[]}]"
+
+        node.ctl("add_user", "worker", "w-secret")
+        names = r"tareas_distribuidas(\.dead)?"
+        node.ctl("set_permissions", "worker", f"^{names}$", rf"^({names}|amq\.default)$", f"^{names}$")
+        there = {"AMQP_URL": node.url.replace("guest:guest", "worker:w-secret")}
+        body = '{"id": "a", "complexity": 0, "fail_attempts": 9}\n{"id": "b", "complexity": 0}\n'
+        assert run("producer.py", "-", stdin=body, env=there).wait() == 0
+        worker = run("worker.py", "--drain", "--max-attempts", 2, "--retry-delay", 0, env=there)
+        assert worker.wait() == 3 and "1 done, 2 failed, 1 dead-lettered" in worker.out
+        assert run("admin.py", "replay", "--all", env=there).wait() == 0
