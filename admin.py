@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""Look after the queue: how full it is, its dead letters, and whether the logs prove that nothing was lost.
+"""Look after the queue: its figures, its dead letters, proof that nothing is lost.
 
-Exit status: 0 done; 1 it could not go on (RabbitMQ is away, no such dead letter, the queue is full), or the audit
-found a loss; 2 a wrong call; 130 after Ctrl+C: what was not settled yet is still a dead letter.
+Exit status: 0 done; 1 it could not go on (RabbitMQ is away, no such dead
+letter, the queue is full), or the audit found a loss; 2 a wrong call; 130 after
+Ctrl+C: what was not settled yet is still a dead letter.
 
-    python admin.py status --watch                    how full, and the time left
-    python admin.py dead                              dead letters, and why they died
-    python admin.py replay task-0003                  give it back to the workers
-    python admin.py audit producer.jsonl w1.jsonl     a verdict on logs made with --json
+    python admin.py status --watch       # how full, and the time left
+    python admin.py dead                 # dead letters, and why they died
+    python admin.py replay --all         # give them back to the workers
 """
 
 from __future__ import annotations
@@ -25,9 +25,8 @@ from typing import Any
 
 from pika.exceptions import ChannelClosedByBroker
 
-from tareas import audit, broker, dead_letters, management, status
+from tareas import addresses, audit, broker, dead_letters, delivery, letter, management, reasons, status
 from tareas.cli import OUTPUT_FULL, Parser, Trouble, WrongCall, positive, quoted, run
-from tareas.dead_letters import DeadLetter
 
 say = functools.partial(print, flush=True)  # what is said of a letter is out before the next is touched
 
@@ -42,7 +41,7 @@ def parser() -> Parser:
         added.set_defaults(command=function)
         return added
 
-    show = command("status", show_status, "say how many tasks are ready, how many consumers and dead letters there are")
+    show = command("status", show_status, "count ready tasks, consumers and dead letters")
     show.add_argument("--watch", nargs="?", type=positive, const=2, metavar="SECONDS",
                       help="again every so many seconds (%(const)s), with rate and time left, until Ctrl+C")
     show.add_argument("--management", metavar="URL",
@@ -57,7 +56,7 @@ def parser() -> Parser:
         each.add_argument("--all", action="store_true", help="all that are there now")
     for each in (show, dead, replay, discard):
         each.add_queue_options()
-    check = command("audit", audit_logs, "give a verdict on the logs that producer.py and worker.py write with --json")
+    check = command("audit", audit_logs, "say from logs made with --json whether a task is lost")
     check.add_argument("files", nargs="+", metavar="FILE")
     return result
 
@@ -71,29 +70,29 @@ def main(argv: list[str] | None = None) -> int:
 
 
 @contextlib.contextmanager
-def opened(args: Namespace) -> Iterator[tuple[Any, broker.Address]]:
+def opened(args: Namespace) -> Iterator[tuple[Any, addresses.Address]]:
     """A channel. However this process ends, RabbitMQ takes back the letters that were taken and not settled."""
-    broker.read_any_headers()
-    connection, address = broker.connect(broker.addresses(args.url or broker.default_url()), "admin")
+    delivery.read_any_headers()
+    connection, address = broker.connect(addresses.parse(args.url or addresses.default_url()), "admin")
     try:
         yield connection.channel(), address
         connection.close()
     except Trouble:
-        with contextlib.suppress(*broker.LOST):
+        with contextlib.suppress(*reasons.LOST):
             connection.close()
         raise
-    except broker.LOST as error:
+    except reasons.LOST as error:
         if isinstance(error, BrokenPipeError) or getattr(error, "errno", None) in OUTPUT_FULL:
             raise  # stdout's, not the connection's: pika has its own class for that
         if isinstance(error, ChannelClosedByBroker) and error.reply_code == 404:
             raise Trouble(f"there is no queue {quoted(args.queue)} with dead letters (worker.py makes both)") from None
-        raise Trouble(broker.explain(error, address)) from None
+        raise Trouble(reasons.explain(error, address)) from None
 
 
 def show_status(args: Namespace) -> int:
     """Print the queue's figures, with --watch again and again until Ctrl+C."""
     seen: deque[tuple[float, int]] = deque(maxlen=10)
-    with opened(args) as (channel, address):
+    with contextlib.suppress(*[KeyboardInterrupt] if args.watch else []), opened(args) as (channel, address):
         while True:
             facts = status.figures(channel, args.queue)
             if args.management:
@@ -105,73 +104,64 @@ def show_status(args: Namespace) -> int:
             if len(seen) == 1 and not args.management and not args.json:
                 say("(AMQP does not show unacknowledged tasks, those that workers hold: --management URL does)")
             if not args.watch:
-                return 0
-            try:
-                channel.connection.sleep(args.watch)
-            except KeyboardInterrupt:
-                return 0
+                break
+            channel.connection.sleep(args.watch)
+    return 0
 
 
 def list_dead(args: Namespace) -> int:
     """Print the dead letters once they are back in the queue: a pager that stops reading must not hold them."""
-    letter, strange = None, 0
+    number = strange = 0
     with tempfile.SpooledTemporaryFile(max_size=8 << 20, mode="w+", encoding="utf-8", newline="\n") as page:
         with opened(args) as (channel, _):
-            for letter in dead_letters.look(channel, args.queue, args.limit):
+            for number, each in enumerate(dead_letters.look(channel, args.queue), 1):
+                if number > args.limit:
+                    continue  # taken nevertheless: see give_back
                 if not args.json:
-                    page.write(dead_letters.in_words(letter) + "\n")
-                elif letter.task is not None:
-                    page.write(dead_letters.in_json(letter) + "\n")
+                    page.write(letter.in_words(each) + "\n")
+                elif each.task is not None:
+                    page.write(letter.in_json(each) + "\n")
                 else:
                     strange += 1
-            dead_letters.give_back(channel)
+            dead_letters.give_back(channel, args.queue, number)
         page.seek(0)
         for line in page:
             say(line.removesuffix("\n"))
     aside = sys.stderr if args.json else sys.stdout
-    if letter is None:
+    if not number:
         say("no dead letters", file=aside)
-    elif letter.behind:
-        say(f"{letter.behind:,} more: --limit N shows them", file=aside)
+    if number > args.limit:
+        say(f"{number - args.limit:,} more: --limit N shows them", file=aside)
     if strange:
         say(f"{strange:,} left out that are no tasks: without --json they are shown", file=aside)
     return 0
 
 
-def chosen(args: Namespace, channel: Any, verb: str, limit: int | None = None) -> Iterator[DeadLetter]:
-    """The letters that the call names, to be settled one by one; then the others go back. Trouble if one is missing."""
-    missing, number = dict.fromkeys(args.ids), 0
-    for letter in dead_letters.look(channel, args.queue, limit):
-        if args.all or letter.id in args.ids:
-            number += 1
-            missing.pop(letter.id, None)
-            yield letter
-    dead_letters.give_back(channel)
-    if missing:
-        names = ", ".join(quoted(name) for name in missing)
-        raise Trouble(f"no dead letter {names} in queue {quoted(args.queue)} (admin.py dead lists them)")
-    if not args.json:
-        say(f"{number:,} dead letter{'s' * (number != 1)} {verb}")
-
-
 def replay_dead(args: Namespace) -> int:
     """Publish, wait for the confirm, then acknowledge: killed at any point, no letter is lost."""
+    number = 0
     with opened(args) as (channel, _):
         channel.confirm_delivery()
-        for letter in chosen(args, channel, "replayed"):
-            without = dead_letters.replay(channel, args.queue, letter)
+        for each in dead_letters.chosen(channel, args.queue, args.ids):
+            without = dead_letters.replay(channel, args.queue, each)
             note = f" (without {' and '.join(without)})" if without else ""
-            say(dead_letters.in_json(letter) if args.json else f"{letter.id}  replayed{note}")
+            say(letter.in_json(each) if args.json else f"{each.id}  replayed{note}")
+            number += 1
+    if not args.json:
+        say(f"{number:,} replayed")
     return 0
 
 
 def discard_dead(args: Namespace) -> int:
     """Print what goes, then acknowledge it: nothing vanishes unseen."""
-    limit = None if args.yes else asked(args)
+    limit, number = None if args.yes else asked(args), 0
     with opened(args) as (channel, _):
-        for letter in chosen(args, channel, "discarded", limit):
-            say(dead_letters.in_json(letter) if args.json else f"discarded {dead_letters.in_words(letter)}")
-            dead_letters.discard(channel, letter)
+        for each in dead_letters.chosen(channel, args.queue, args.ids, limit):
+            say(letter.in_json(each) if args.json else f"discarded {letter.in_words(each)}")
+            dead_letters.discard(channel, each)
+            number += 1
+    if not args.json:
+        say(f"{number:,} discarded")
     return 0
 
 

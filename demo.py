@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
-"""Watch that no task is lost: real workers, one killed in the middle of a task, RabbitMQ killed, and a verdict.
+"""Watch that no task is lost: workers and RabbitMQ are killed, then the verdict.
 
-    python demo.py                      the whole story, about 40 seconds, on a private RabbitMQ that it starts and ends
-    python demo.py --scenario kill      one chapter alone: kill, restart, retry or poison
-    python demo.py --url amqp://...     on a RabbitMQ that is there already (it is then not killed)
+It runs producer.py and worker.py as they are and reads what they print with
+--json. Ctrl+C ends it at any moment, and leaves nothing behind.
 
-It runs producer.py and worker.py as they are and reads what they print with --json. The last line is the verdict of
-the audit over all of it. Ctrl+C ends the demo at any moment, and leaves nothing behind.
+Exit status: 0 nothing was lost and every chapter came out as told; 1 not so,
+or no RabbitMQ; 2 a wrong call; 130 or 143 ended by a signal.
 
-Exit status: 0 nothing was lost and every chapter came out as told; 1 not so, or no RabbitMQ; 2 a wrong call;
-130 or 143 ended by a signal.
+    python demo.py                        # all of it, on a RabbitMQ of its own
+    python demo.py --scenario kill        # one chapter alone
+    python demo.py --scenario poison      # another one
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from tareas.cli import Parser, Trouble, run
-from tareas.story.stage import Interrupted, Missed, Signals, Stage
+from tareas.story.signals import Interrupted, Signals
+from tareas.story.stage import Missed, Stage
 from tareas.task import QUEUE
 
 SCENARIOS = {
@@ -75,30 +76,30 @@ def borrowed(url: str, queue: str, signals: Signals, say: Callable[[str], None])
 
     Raises Trouble at once if RabbitMQ cannot be reached: the workers would wait for it.
     """
-    from tareas import broker
+    from tareas import addresses, broker, reasons
 
     with signals.interruptible():
-        connection, address = broker.connect(broker.addresses(url), "demo.py")
+        connection, address = broker.connect(addresses.parse(url), "demo.py")
         connection.close()  # it has to be used or it goes stale, and we only look and wait
     say(f"The queue is {queue} at {address.shown}; it is deleted at the end.")
     try:
         yield
     finally:
         try:
-            connection, _ = broker.connect(broker.addresses(url), "demo.py")
+            connection, _ = broker.connect(addresses.parse(url), "demo.py")
             with contextlib.closing(connection), broker.deadline(connection):
                 channel = connection.channel()
                 for name, _ in broker.declarations(queue):
                     channel.queue_delete(name)
-        except (Trouble, *broker.LOST):
+        except (Trouble, *reasons.LOST):
             print(f"demo.py: the queues {queue} and {broker.dead(queue)} could not be deleted", file=sys.stderr)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The exit status. Raises Trouble with what went wrong."""
     parser = Parser("demo.py", __doc__)
-    parser.add_argument("--scenario", choices=SCENARIOS, default="all", help="one chapter alone (default: all of them)")
-    parser.add_argument("--url", metavar="URLS", help="a RabbitMQ to use (default: $AMQP_URL, else a private one)")
+    parser.add_argument("--scenario", choices=SCENARIOS, default="all", help="one chapter alone (all)")
+    parser.add_argument("--url", metavar="URLS", help="RabbitMQ ($AMQP_URL, else a private one)")
     options = parser.parse_args(argv)
     with Signals() as signals:
         try:

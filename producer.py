@@ -1,45 +1,43 @@
 #!/usr/bin/env python3
 """Publish tasks to the queue, and say so only when RabbitMQ has confirmed them.
 
-    python producer.py                                   12 sample tasks
-    python producer.py --count 50 --complexity 0.5-3     more of them, 0.5 to 3 seconds each
-    python producer.py tasks.jsonl                       a JSON object per line, checked whole before the first publish
-    some-command | python producer.py -                  the same from a pipe, as it comes
+Exit status: 0 every task is confirmed; 1 it could not go on; 2 a wrong call or
+a bad line in the input; 130 or 143 stopped by a signal before the end.
 
-A task is safe once it is confirmed: RabbitMQ has it on disk. What was not confirmed when a connection breaks is
-published again, so a task may be there twice, but none is lost.
-
-Exit status: 0 every task is confirmed; 1 it could not go on; 2 a wrong call or a bad line in the input;
-130 or 143 stopped by a signal before the end.
+    python producer.py --count 50 --complexity 0.5-3    # sample tasks
+    python producer.py examples/tasks.jsonl             # a JSON object a line
+    cat examples/tasks.jsonl | python producer.py -     # the same from a pipe
 """
 
 from __future__ import annotations
 
 import sys
 import time
-from collections import Counter, deque
 from collections.abc import Sequence
 from typing import Any
 
 import pika
 
-from tareas import broker
+from tareas import addresses, broker, delivery, reasons
 from tareas.cli import Parser, Trouble, complexity_range, positive, run, seconds
 from tareas.events import Events
 from tareas.reconnect import Rests
 from tareas.sources import BadLine, Item, Sample, Source, open_source
 from tareas.stopping import Abandoned, Stopping
 from tareas.task import QUEUE, SAMPLE_COMPLEXITY
+from tareas.window import Window
 
-WINDOW = 1000  # tasks published and not yet confirmed: enough to keep RabbitMQ busy, little enough to publish again
-WINDOW_BYTES = 8 * 2**20
 TICK = 0.1  # seconds between two looks at signals
 FULL_REST = (0.1, 2.0)  # seconds before what RabbitMQ refused is published again: the first rest and the longest
+RENEWED = 5  # refusals in a row after which the channel is replaced: some 3 s, and then every 10 s
 SHOWN = 20  # tasks that a person sees confirmed one by one; after them, the progress
 
 
 class Producer:
-    """Publishes every task of a source, with at most WINDOW of them unconfirmed.
+    """Publishes every task of a source, with a window of them unconfirmed.
+
+    A task is safe once it is confirmed: RabbitMQ has it on disk. What was not confirmed when a connection breaks is
+    published again, so a task may be there twice, but none is lost.
 
     pika's BlockingConnection would wait for each confirm before the next publish; its SelectConnection, whose calls
     come back as callbacks, keeps many on their way and is some twenty times as fast.
@@ -51,7 +49,7 @@ class Producer:
     ) -> None:
         self.source = source
         self.queue = queue
-        self.addresses = broker.addresses(url or broker.default_url())
+        self.addresses = addresses.parse(url or addresses.default_url())
         self.connect_timeout = connect_timeout
         self.events = events or Events("producer")
         self.tell = self.events.tell
@@ -62,13 +60,9 @@ class Producer:
         self._connection: Any = None
         self._channel: Any = None
         self._address = self.addresses[0]
-        self._unconfirmed: dict[int, Item] = {}  # by delivery tag, oldest first
-        self._bytes = 0  # of the unconfirmed
-        self._again: deque[Item] = deque()  # to be published again, before anything new
-        self._returned: Counter[Item] = Counter()  # those whose confirm, which follows the return, is not here yet
+        self._window = Window()
         self._declaring = ""
         self._refusals = 0
-        self._tag = 0
         self._ready = False  # the queues are declared and nothing holds us up
         self._full = 0.0  # the current rest of a full queue; 0 when it is not
         self._blocked = False
@@ -89,7 +83,7 @@ class Producer:
 
         Raises Trouble when there is no way on, and BadLine after everything before the bad line is confirmed.
         """
-        broker.read_any_headers()
+        delivery.read_any_headers()
         self._began = began = time.monotonic()
         status = 0
         with self.stopping:
@@ -99,19 +93,19 @@ class Producer:
                     if self._finished():
                         break
                     error = self._error or pika.exceptions.StreamLostError("the connection ended")
-                    reason = broker.explain(error, self._address)
+                    reason = reasons.explain(error, self._address)
                     if self._ready:
                         self.tell("connection_lost", reason=reason)
                         began = time.monotonic()
                     elif isinstance(error, Trouble):
                         raise error
-                    elif broker.is_denied(error) and not self._ever:
-                        raise broker.Denied(reason)
-                    if self.stopping.requested and not self._unconfirmed and not self._again:
+                    elif reasons.is_denied(error) and not self._ever:
+                        raise reasons.Denied(reason)
+                    if self.stopping.requested and not self._window and not self._window.again:
                         break
                     if self.connect_timeout is not None and time.monotonic() - began > self.connect_timeout:
                         raise Trouble(f"no connection within {self.connect_timeout:g} s: {reason}; {self._summary()}")
-                    self._give_back_unconfirmed()
+                    self._window.lost()
                     self.stopping.rest(self._next_rest(reason))
             except Abandoned:
                 pass
@@ -130,13 +124,13 @@ class Producer:
         self._full = 0.0
         try:
             self._connection = pika.SelectConnection(
-                broker.parameters(self._address, "producer"),
+                addresses.parameters(self._address, "producer"),
                 on_open_callback=self._on_open, on_open_error_callback=self._on_closed,
                 on_close_callback=self._on_closed,
             )
             self._connection.ioloop.call_later(TICK, self._tick)
             self._connection.ioloop.start()
-        except broker.LOST as error:
+        except reasons.LOST as error:
             if self.events.broken:  # an OSError too, but of our own output
                 raise
             self._error = self._error or error
@@ -149,7 +143,6 @@ class Producer:
 
     def _on_channel(self, channel: Any) -> None:
         self._channel = channel
-        self._tag = 0
         channel.add_on_close_callback(self._on_channel_closed)
         channel.add_on_return_callback(self._on_return)
         channel.confirm_delivery(self._on_confirm, callback=lambda _: self._declare(broker.declarations(self.queue)))
@@ -164,7 +157,7 @@ class Producer:
                 self.tell("connected", address=self._address.shown)
             return self._publish()
         (name, arguments), *rest = left
-        timer = broker.give_up_after(broker.ANSWER_TIMEOUT, self._connection)
+        timer = broker.give_up_after(reasons.ANSWER_TIMEOUT, self._connection)
 
         def declared(frame: Any) -> None:
             timer.cancel()
@@ -179,15 +172,14 @@ class Producer:
             return
         properties = self._properties
         properties.timestamp = int(time.time())
-        while len(self._unconfirmed) < WINDOW and self._bytes < WINDOW_BYTES:
-            again = bool(self._again)
-            item = None if self.stopping.requested else self._again.popleft() if again else self._take()
+        window = self._window
+        while window.has_room() and not self.stopping.requested:
+            again = bool(window.again)
+            item = window.again.popleft() if again else self._take()
             if item is None:
                 break
             properties.message_id = item.id
-            self._tag += 1
-            self._unconfirmed[self._tag] = item
-            self._bytes += len(item.body)
+            window.published(item)
             if self.events.as_json:
                 if again:
                     self.tell("published", id=item.id, again=True)
@@ -199,7 +191,7 @@ class Producer:
 
     def _take(self) -> Item | None:
         """The next new task, None if there is none now or for ever."""
-        if self.stopping.requested or self._bad_line or self.source.ended:
+        if self._bad_line or self.source.ended:
             return None
         try:
             item = self.source.take()
@@ -223,28 +215,17 @@ class Producer:
     def _on_confirm(self, frame: Any) -> None:
         """RabbitMQ answers for one task, or for all up to one: stored, or not."""
         method = frame.method
-        if method.multiple:
-            tags = []
-            for tag in self._unconfirmed:
-                if tag > method.delivery_tag:
-                    break
-                tags.append(tag)
-        else:
-            tags = [method.delivery_tag]
         stored = isinstance(method, pika.spec.Basic.Ack)
-        for tag in tags:
-            item = self._unconfirmed.pop(tag)
-            self._bytes -= len(item.body)
-            if self._returned and self._returned[item]:  # its return came first: it reached no queue
-                self._returned -= Counter([item])
-                self._again.append(item)
+        for item, returned in self._window.settle(method.delivery_tag, method.multiple):
+            if returned:
+                self._window.again.append(item)
             elif stored:
                 self._refusals = 0
                 self.confirmed += 1
                 if self.events.as_json or self.confirmed <= SHOWN:
                     self.tell("confirmed", id=item.id)
             else:
-                self._again.append(item)
+                self._window.again.append(item)
                 self._on_refused(item)
         self._publish()
 
@@ -261,11 +242,18 @@ class Producer:
 
     def _on_rested(self) -> None:
         self._full = 0.0
+        if self._refusals % RENEWED == 0 and not self._window and self._channel.is_open:
+            # A channel of RabbitMQ 3.10 that met the queue while its leader was down refuses for ever (measured).
+            self._declaring = self.queue  # nothing is published until the new channel has declared it
+            self._channel.close()
+            self._window.lost()
+            self._connection.channel(on_open_callback=self._on_channel)
+            return
         self._publish()
 
     def _on_return(self, channel: Any, method: Any, properties: Any, body: bytes) -> None:
         """No queue took it: it was deleted. Declare it again; what came back is published again."""
-        self._returned[Item(str(properties.message_id), body)] += 1
+        self._window.returned(Item(str(properties.message_id), body))
         if not self._declaring:
             self.tell("returned", id=properties.message_id, reason=f"there is no queue {self.queue}: declaring it anew")
             self._declare(broker.declarations(self.queue))
@@ -278,7 +266,7 @@ class Producer:
     def _on_channel_closed(self, channel: Any, reason: Any) -> None:
         """RabbitMQ closed the channel (a queue that differs, no permission): a new connection, or the end."""
         if isinstance(reason, pika.exceptions.ChannelClosedByBroker):
-            self._error = broker.refused_declare(reason, self._declaring or self.queue)
+            self._error = reasons.refused_declare(reason, self._declaring or self.queue)
             if self._connection.is_open:
                 self._close()
 
@@ -287,7 +275,7 @@ class Producer:
         connection.ioloop.stop()
 
     def _tick(self) -> None:
-        if self.stopping.requested and not self._unconfirmed:
+        if self.stopping.requested and not self._window:
             if self._connection.is_open:
                 self._close()
             elif not self._connection.is_closing:
@@ -304,19 +292,12 @@ class Producer:
 
     def _finished(self) -> bool:
         """Whether nothing more will be published, and nothing waits for its confirm."""
-        if self._unconfirmed:
+        if self._window:
             return False
-        return bool(self.stopping.requested) or (not self._again and (bool(self._bad_line) or self.source.ended))
+        return bool(self.stopping.requested) or (not self._window.again and (bool(self._bad_line) or self.source.ended))
 
     def _complete(self) -> bool:
-        return self.source.ended and not self._unconfirmed and not self._again and self._bad_line is None
-
-    def _give_back_unconfirmed(self) -> None:
-        """The connection is gone, and with it the answers: publish these first on the next one."""
-        self._again.extendleft(reversed(self._unconfirmed.values()))
-        self._unconfirmed.clear()
-        self._returned.clear()
-        self._bytes = 0
+        return self.source.ended and not self._window and not self._window.again and self._bad_line is None
 
     def _next_rest(self, reason: str) -> float:
         """Seconds before the next try: none while there are addresses that were not tried yet."""
@@ -330,7 +311,7 @@ class Producer:
         return f"{self.confirmed} of the {self.published} tasks read are confirmed"
 
     def _say_stopping(self, signum: int) -> None:
-        waiting = len(self._unconfirmed)
+        waiting = len(self._window)
         self.tell("stopping", reason=f"waiting for {waiting} confirms; once more stops at once" if waiting else "")
 
     def _show_progress(self) -> None:

@@ -1,15 +1,10 @@
 #!/usr/bin/env python3
 """Do the tasks of the queue, one at a time: receive, do, acknowledge.
 
-    python worker.py                         a worker named after its process
-    python worker.py worker-1                a worker with a name; start as many as you like, anywhere
-    python worker.py --handler jobs:resize   each task calls resize(task) of jobs.py; without it, work is simulated
-    python worker.py --drain                 end when the queue is empty
-
-A task is acknowledged only after it is done. If this worker dies before, RabbitMQ gives the task to another.
-
-Exit status: 0 stopped after its last task (Ctrl+C, SIGTERM) or drained; 1 it could not go on; 2 a wrong call;
-3 drained, but some task went to the dead-letter queue; 130 or 143 stopped by a second signal, its task given back.
+Exit status: 0 fine, 1 trouble, 2 wrong call, 3 dead letters, 130 or 143 signal.
+    python worker.py worker-1                    # start as many as you like
+    python worker.py --drain                     # end when the queue is empty
+    python worker.py --handler builtins:print    # call a function of your own
 """
 
 from __future__ import annotations
@@ -23,10 +18,12 @@ from typing import Any
 
 import pika
 
-from tareas import Reject, broker, dead_letter, handlers
+from tareas import Reject, addresses, broker, dead_letter, delivery, handlers, reasons
 from tareas.cli import Parser, Trouble, positive, quoted, run, seconds, worker_name
 from tareas.events import Events
+from tareas.idle import Idle
 from tareas.keep_alive import KeepAlive
+from tareas.reasons import ConsumerGone
 from tareas.reconnect import Rests
 from tareas.stopping import Abandoned, Interrupted, Stopping
 from tareas.task import QUEUE, InvalidTask, decode
@@ -34,18 +31,13 @@ from tareas.task import QUEUE, InvalidTask, decode
 MAX_ATTEMPTS = 5
 RETRY_DELAY = 1.0  # seconds before the second attempt; doubled for each one after it
 MAX_REST = 30.0  # seconds between two attempts
-TICK = 0.25  # seconds between two looks of an idle worker at the signals
-DRAIN_TICK = 0.1  # the same when draining, and at the queue
-STARVED = 2.0  # seconds between two looks of an idle worker at the queue
 DRAINED_WITH_DEAD = 3
-
-
-class ConsumerGone(Exception):
-    """RabbitMQ sends us nothing any more, though the connection lives: its text says why."""
 
 
 class Worker:
     """Consumes a queue until it is stopped, or until the queue is empty if `drain` is set.
+
+    A task is acknowledged only after it is done. If this worker dies before, RabbitMQ gives the task to another.
 
     worker_id: its name in events, and in RabbitMQ's management page as consumer tag and connection name.
     handler: called with the task (a dict); returns: ack; raises: retry; raises Reject: dead letter.
@@ -77,7 +69,7 @@ class Worker:
         self.tasks_failed = 0
         self.tasks_dead_lettered = 0
         self.seconds_busy = 0.0
-        self.addresses = broker.addresses(url or broker.default_url())
+        self.addresses = addresses.parse(url or addresses.default_url())
         self.events = events or Events(worker_id)
         self.tell = self.events.tell
         self.stopping = Stopping(self._say_stopping, grace)
@@ -98,7 +90,7 @@ class Worker:
         Raises Trouble when there is no way on: login refused, the queue exists with other arguments, nobody answered
         within connect_timeout.
         """
-        broker.read_any_headers()
+        delivery.read_any_headers()
         status = 0
         with self.stopping:
             try:
@@ -134,14 +126,14 @@ class Worker:
                 self.tell("cancelled", reason=reason)
                 # A channel whose consumer timed out is not to be used again: the connection goes with it.
                 close(self._connection)
-            except broker.LOST as error:
+            except reasons.LOST as error:
                 if self.events.broken:  # an OSError too, but of our own output
                     raise
-                reason = broker.explain(error, address)
+                reason = reasons.explain(error, address)
                 self.tell("connection_lost", reason=reason)
-            except (broker.Unreachable, broker.Denied) as error:
+            except (reasons.Unreachable, reasons.Denied) as error:
                 # A broker that comes back may not know its users yet: after the first connection nothing is final.
-                if isinstance(error, broker.Denied) and not ever:
+                if isinstance(error, reasons.Denied) and not ever:
                     raise
                 reason = str(error)
             if self._deliveries:
@@ -153,7 +145,7 @@ class Worker:
                 raise Trouble(f"no connection within {self.connect_timeout:g} s: {reason}")
             self.stopping.rest(self.rests.next(reason))
 
-    def consume(self, connection: pika.BlockingConnection, address: broker.Address) -> None:
+    def consume(self, connection: pika.BlockingConnection, address: addresses.Address) -> None:
         """Declare, set the prefetch, consume. Returns when stopped or drained; raises when the connection is lost."""
         with self.stopping.interruptible():
             channel = connection.channel()
@@ -167,7 +159,8 @@ class Worker:
         channel.basic_consume(
             queue=self.queue, on_message_callback=self.callback, auto_ack=False, consumer_tag=self.worker_id
         )
-        idle = Idle(self, connection, channel)
+        idle = Idle(connection, channel, self.queue, self.drain, lambda: self.stopping.requested,
+                    lambda: self._deliveries)
         channel.start_consuming()
         if not (idle.stopped or self.stopping.requested):
             raise ConsumerGone("RabbitMQ cancelled the consumer (was the queue deleted?)")
@@ -183,10 +176,10 @@ class Worker:
             ch.basic_nack(delivery_tag=tag, requeue=True)
             return
         headers = properties.headers
-        self.attempt = attempt = broker.attempt(method.redelivered, headers, self._rabbitmq)
+        self.attempt = attempt = delivery.attempt(method.redelivered, headers, self._rabbitmq)
         try:
             task = decode(body, simulated=self.handler is None)
-            if isinstance(headers, broker.UnreadableHeaders):
+            if isinstance(headers, delivery.UnreadableHeaders):
                 raise InvalidTask("its headers cannot be read (a timestamp out of range?)")
         except InvalidTask as error:
             return self._dead_letter(ch, tag, body, properties, f"invalid task: {error}", attempt, None)
@@ -269,12 +262,15 @@ class Worker:
             )
         except (pika.exceptions.NackError, pika.exceptions.UnroutableError) as error:
             full = isinstance(error, pika.exceptions.NackError)
-            what = "is full" if full else "does not exist"
+            what = "is full, or has lost its leader" if full else "does not exist"
             self.rests.say(RETRY_DELAY, f"the dead-letter queue {quoted(broker.dead(self.queue))} {what}")
             with self.keep_alive:
                 self.stopping.rest(RETRY_DELAY)
             if not full:  # connecting anew declares it
                 raise ConsumerGone(f"there is no queue {quoted(broker.dead(self.queue))}") from None
+            # A channel of RabbitMQ 3.10 that met the queue while its leader was down refuses for ever (measured).
+            self._dead_letters.close()
+            self._dead_letters = None
             ch.basic_nack(delivery_tag=tag, requeue=True)
             return
         self.tasks_dead_lettered += 1
@@ -294,56 +290,13 @@ class Worker:
         self.tell("stopping", reason=f"{how}: {what}")
 
 
-class Idle:
-    """The looks of a worker between two tasks: is a stop asked for, is the queue drained, is the consumer starved?"""
-
-    def __init__(self, worker: Worker, connection: Any, channel: Any) -> None:
-        self.stopped = False
-        self._worker, self._connection, self._channel = worker, connection, channel
-        self._deliveries, self._empty, self._starved = 0, 0, 0
-        self._next_look = time.monotonic() + (0 if worker.drain else STARVED)
-        self._rest = DRAIN_TICK if worker.drain else TICK
-        connection.call_later(self._rest, self._tick)
-
-    def _tick(self) -> None:
-        worker = self._worker
-        if worker.stopping.requested:
-            return self._stop()
-        if worker._deliveries != self._deliveries:
-            self._deliveries, self._empty, self._starved = worker._deliveries, 0, 0
-            self._next_look = time.monotonic() + (0 if worker.drain else STARVED)
-        elif time.monotonic() >= self._next_look:
-            self._look()
-        if not self.stopped:
-            self._connection.call_later(self._rest, self._tick)
-
-    def _look(self) -> None:
-        """Two looks in a row, as what the first one does not count may be on its way to us."""
-        with broker.deadline(self._connection):
-            ready = self._channel.queue_declare(self._worker.queue, passive=True).method.message_count
-        if ready == 0:
-            self._empty, self._starved = self._empty + 1, 0
-        else:
-            self._empty, self._starved = 0, self._starved + 1
-        if self._worker.drain and self._empty >= 2:
-            return self._stop()
-        self._next_look = time.monotonic() + (DRAIN_TICK if self._worker.drain else STARVED)
-        if self._starved * (DRAIN_TICK if self._worker.drain else STARVED) >= 2 * STARVED:
-            # RabbitMQ 3.10 does not tell consumers of a queue that is deleted and declared again at once.
-            raise ConsumerGone("tasks are ready and none comes (was the queue deleted and declared again?)")
-
-    def _stop(self) -> None:
-        self.stopped = True
-        self._channel.stop_consuming()
-
-
 def close(connection: Any) -> None:
     """Say goodbye to RabbitMQ if it still listens."""
     try:
         if connection.is_open:
             with broker.deadline(connection, 5):
                 connection.close()
-    except broker.LOST:
+    except reasons.LOST:
         pass
 
 
@@ -356,7 +309,7 @@ def parse(argv: Sequence[str] | None) -> Any:
     parser.add_argument("--max-attempts", type=positive, default=MAX_ATTEMPTS, metavar="N",
                         help="deliveries of a task before it is dead-lettered (%(default)s)")
     parser.add_argument("--retry-delay", type=seconds, default=RETRY_DELAY, metavar="SECONDS",
-                        help="rest before a second attempt, doubled for each after it (%(default)g)")
+                        help="rest before attempt 2, then doubled (%(default)g)")
     parser.add_argument("--grace", type=seconds, metavar="SECONDS", help="bound for a running task after a signal")
     parser.add_argument("--connect-timeout", type=seconds, metavar="SECONDS", help="give up without RabbitMQ")
     parser.add_queue_options()

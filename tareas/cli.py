@@ -135,7 +135,7 @@ class Parser(argparse.ArgumentParser):
     def add_queue_options(self) -> None:
         """Add --queue, --url and --json."""
         self.add_argument("--queue", type=queue_name, default=QUEUE, metavar="NAME", help="the queue (%(default)s)")
-        self.add_argument("--url", metavar="URLS", help="RabbitMQ's URLs (default: $AMQP_URL, else localhost)")
+        self.add_argument("--url", metavar="URLS", help="of RabbitMQ (default: $AMQP_URL, else localhost)")
         self.add_argument("--json", action="store_true", help="tell each event as a line of JSON")
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]

@@ -228,14 +228,14 @@ class Node:
         """Start the node without waiting for it (a cluster's nodes wait for each other)."""
         if self.running:
             return
-        other = node_guard.read_pid(self._pid_file)
-        if other is not None and is_erlang(other):
-            raise NodeTrouble(f"a RabbitMQ (process {other}) runs on the data in {self.folder} already: stop it first")
-        self._pid_file.unlink(missing_ok=True)
         if not free(self.port):
             version = greet(self.port)
             owner = "another program" if version is None else f"another RabbitMQ ({version or 'or its like'})"
             raise NodeTrouble(f"port {self.port} is taken by {owner}: use that one, stop it, or choose another port")
+        other = node_guard.read_pid(self._pid_file)
+        if other is not None and is_erlang(other):
+            raise NodeTrouble(f"a RabbitMQ (process {other}) runs on the data in {self.folder} already: stop it first")
+        self._pid_file.unlink(missing_ok=True)
         self._write_settings()
         with (self.log / "console.log").open("ab") as console:
             self._guard = subprocess.Popen(

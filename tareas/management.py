@@ -10,7 +10,7 @@ import urllib.request
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
-from tareas.broker import Address
+from tareas.addresses import Address
 from tareas.cli import Trouble, WrongCall, quoted
 
 TIMEOUT = 10  # seconds, below the heartbeat: the AMQP connection waits meanwhile

@@ -199,7 +199,8 @@ def _kept(port: int, folder: Path) -> Iterator[Node | DockerBroker]:
 
 def serve(port: int, folder: Path) -> int:
     """Run a RabbitMQ in the foreground until SIGINT or SIGTERM. The exit status."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     try:
         with _kept(port, folder) as broker:
             print(f"RabbitMQ {greet(port) or ''} is ready at localhost:{port} (RabbitMQ's default user).")

@@ -44,9 +44,7 @@ class Story:
     view: tells them. node: the RabbitMQ that may be killed, None when it is not ours. tasks: a JSON Lines file.
     """
 
-    def __init__(
-        self, stage: Stage, view: Narrator, queue: str, node: Broker | None, tasks: Path = TASKS
-    ) -> None:
+    def __init__(self, stage: Stage, view: Narrator, queue: str, node: Broker | None, tasks: Path = TASKS) -> None:
         self.stage = stage
         self.announce = view.announce
         self.note = view.note
@@ -55,9 +53,12 @@ class Story:
         self.workers: list[Actor] = []
         self.tasks: dict[str, dict[str, Any]] = {}
         self.killed = ""  # the task that was in the killed worker's hands
-        for line in tasks.read_text(encoding="utf-8").splitlines():
-            task = json.loads(line)
-            self.tasks[task["id"]] = task
+        try:
+            for line in tasks.read_text(encoding="utf-8").splitlines():
+                task = json.loads(line)
+                self.tasks[task["id"]] = task
+        except (OSError, ValueError, KeyError) as error:
+            raise Trouble(f"{tasks} cannot be used: {error} (it comes with the project: get it again)") from None
         self._file = tasks
         self._kept: list[dict[str, Any]] = []
 

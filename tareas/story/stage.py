@@ -8,31 +8,23 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
 import subprocess
 import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import IO, Any, TypeVar
 
 from tareas.cli import Trouble
+from tareas.story.signals import Signals
 from tareas.story.timeline import Event
 
 HERE = Path(__file__).resolve().parents[2]  # where producer.py and worker.py are
 DEADLINE = 90.0  # seconds for one thing to happen; on a quiet machine each takes a few
 T = TypeVar("T")
-
-
-class Interrupted(BaseException):
-    """Ctrl+C, SIGTERM or a closed terminal: `signum`. Not an Exception, so that nobody takes it for a failure."""
-
-    def __init__(self, signum: int) -> None:
-        super().__init__(signum)
-        self.signum = signum
 
 
 class Missed(Trouble):
@@ -41,49 +33,6 @@ class Missed(Trouble):
     def __init__(self, message: str, words: list[str]) -> None:
         super().__init__(message)
         self.words = words
-
-
-class Signals:
-    """Within this context a signal interrupts the demo only where it waits, so that clean-up is never cut short.
-
-    A further signal changes nothing: the end is on its way.
-    """
-
-    def __init__(self) -> None:
-        self.received: int | None = None
-        self.raising = False  # inside somebody else's code that waits: raise there
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> Signals:
-        for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK"):
-            if hasattr(signal, name):
-                self._before[getattr(signal, name)] = signal.signal(getattr(signal, name), self._handle)
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        for signum, handler in self._before.items():
-            signal.signal(signum, handler)
-
-    def _handle(self, signum: int, frame: FrameType | None) -> None:
-        if self.received is None:
-            self.received = signum
-            if self.raising:
-                raise Interrupted(signum)
-
-    def check(self) -> None:
-        """Raise Interrupted if a signal came."""
-        if self.received is not None:
-            raise Interrupted(self.received)
-
-    @contextlib.contextmanager
-    def interruptible(self) -> Iterator[None]:
-        """A stretch of somebody else's code that a signal ends at once."""
-        self.raising = True
-        try:
-            self.check()
-            yield
-        finally:
-            self.raising = False
 
 
 class Actor:

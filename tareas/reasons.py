@@ -1,0 +1,147 @@
+"""What it means when RabbitMQ cannot be used: one line with the way out, and whether waiting can help."""
+
+from __future__ import annotations
+
+import re
+import socket
+import ssl
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from pika.adapters.utils.connection_workflow import AMQPConnectorException, AMQPConnectorStackTimeout
+from pika.exceptions import (
+    AMQPConnectionError,
+    AMQPError,
+    AMQPHeartbeatTimeout,
+    AuthenticationError,
+    ChannelClosedByBroker,
+    ConnectionClosedByBroker,
+    ConnectionOpenAborted,
+    IncompatibleProtocolError,
+    ProbableAccessDeniedError,
+    ProbableAuthenticationError,
+    ProtocolSyntaxError,
+    StreamLostError,
+)
+
+from tareas.addresses import Address
+from tareas.cli import Trouble, quoted
+
+ANSWER_TIMEOUT = 30  # seconds to wait for the answer to one call: pika alone would wait for ever
+
+# What a call to pika may raise when the connection is bad. ValueError: a second timed process_data_events() on a
+# dead connection; AssertionError: pika's own view of its state when the stream ends in the middle of a call.
+LOST = (AMQPError, AMQPConnectorException, OSError, ValueError, AssertionError)
+
+
+class Unreachable(Trouble):
+    """No RabbitMQ answers at any of the addresses; it may later."""
+
+
+class Denied(Trouble):
+    """RabbitMQ answers, and does not let us in: waiting will not help."""
+
+
+class ConsumerGone(Exception):
+    """RabbitMQ sends us nothing any more, though the connection lives: its text says why."""
+
+
+class QueueDiffers(Trouble):
+    """The queue exists with other arguments than ours."""
+
+
+def is_denied(error: BaseException) -> bool:
+    """Whether waiting and trying again cannot help: a wrong login, vhost or certificate."""
+    final = (_refused_login, _refused_vhost, lambda e: isinstance(e, ssl.SSLCertVerificationError))
+    return any(refused(cause) for cause in _causes(error) for refused in final)
+
+
+def _refused_login(error: BaseException) -> bool:
+    return isinstance(error, (ProbableAuthenticationError, AuthenticationError)) or (
+        isinstance(error, ConnectionClosedByBroker) and error.reply_code == 403
+    )
+
+
+def _refused_vhost(error: BaseException) -> bool:
+    return isinstance(error, ProbableAccessDeniedError) or (
+        isinstance(error, ConnectionClosedByBroker) and error.reply_code == 530
+    )
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error and what it wraps: pika packs the true one into phases and workflows."""
+    seen: list[BaseException] = [error]
+    while seen:
+        current = seen.pop()
+        yield current
+        inner: list[Any] = [getattr(current, "exception", None), *getattr(current, "exceptions", ()), *current.args]
+        seen.extend(e for e in inner if isinstance(e, BaseException))
+
+
+def explain(error: BaseException, address: Address) -> str:
+    """One line: what is wrong between us and this RabbitMQ, and how to mend it. It never holds a password."""
+    at = address.shown
+    known: list[tuple[Callable[[BaseException], bool], str]] = [
+        (_refused_login, f"RabbitMQ at {at} refuses the login of user {quoted(address.user)}"
+         " (check user and password in AMQP_URL or --url; guest may only log in from RabbitMQ's own machine)"),
+        (_refused_vhost, f"RabbitMQ at {at} has no such vhost, or user {quoted(address.user)} may not use it"
+         " (list them with rabbitmqctl list_vhosts)"),
+        (lambda e: isinstance(e, ssl.SSLCertVerificationError), f"the certificate of {at} is not trusted"
+         " (name its authority with ?cafile=FILE in the URL; the host name must be the certificate's)"),
+        (lambda e: isinstance(e, ssl.SSLError), f"TLS with {at} failed (amqps:// needs RabbitMQ's TLS port, 5671 as a"
+         " rule, and perhaps a client certificate: ?certfile=&keyfile=)"),
+        (lambda e: isinstance(e, ConnectionRefusedError), f"nobody listens at {at}"
+         " (start RabbitMQ: docker compose up -d rabbitmq, or make broker)"),
+        (lambda e: isinstance(e, socket.gaierror), f"the host of {at} is unknown (check the URL, or the network)"),
+        (lambda e: isinstance(e, AMQPHeartbeatTimeout), f"no heartbeat from {at}: it, or the network, stands still"),
+        # ConnectionOpenAborted: what SelectConnection makes of its own timeout.
+        (lambda e: isinstance(e, (AMQPConnectorStackTimeout, ConnectionOpenAborted, TimeoutError)),
+         f"no answer from {at} in time (is it RabbitMQ's AMQP port, 5672 as a rule? is a firewall between?)"),
+        (lambda e: isinstance(e, ConnectionClosedByBroker), _closed_by_broker(error, at)),
+        (lambda e: isinstance(e, IncompatibleProtocolError) and "stream" in str(e).lower(),
+         f"{at} closed the connection before it spoke AMQP (still starting, or no RabbitMQ?)"),
+        (lambda e: isinstance(e, (IncompatibleProtocolError, ProtocolSyntaxError)),
+         f"{at} does not speak AMQP (5672 is RabbitMQ's port as a rule; 15672 is its web page)"),
+        (lambda e: isinstance(e, StreamLostError) and "no answer" in str(e), f"{at} did not answer a call within"
+         f" {ANSWER_TIMEOUT} s (a queue without its majority?)"),
+        (lambda e: isinstance(e, (StreamLostError, ConnectionResetError, BrokenPipeError)),
+         f"the connection to {at} broke"),
+        (lambda e: isinstance(e, OSError) and bool(e.strerror), f"{at} cannot be reached: {_os_reason(error)}"),
+    ]
+    causes = list(_causes(error))
+    for matches, message in known:
+        if any(matches(cause) for cause in causes):
+            return message
+    if isinstance(error, ChannelClosedByBroker):
+        return f"RabbitMQ at {at} closed the channel: {quoted(error.reply_text, quotes=False)}"
+    if any(isinstance(e, AMQPConnectionError) for e in causes):
+        return f"the connection to {at} ended"
+    return f"the connection to {at} failed: {type(error).__name__}"
+
+
+def _closed_by_broker(error: BaseException, at: str) -> str:
+    for cause in _causes(error):
+        if isinstance(cause, ConnectionClosedByBroker):
+            return f"RabbitMQ at {at} closed the connection: {quoted(cause.reply_text, quotes=False)}"
+    return ""
+
+
+def _os_reason(error: BaseException) -> str:
+    return next((str(e.strerror) for e in _causes(error) if isinstance(e, OSError) and e.strerror), "")
+
+
+def refused_declare(error: ChannelClosedByBroker, queue: str) -> Exception:
+    """What to say when RabbitMQ closes the channel instead of declaring the queue; the error itself if it may pass."""
+    if error.reply_code == 406:
+        which = re.search(r"inequivalent arg '([^']+)'", error.reply_text)
+        what = f" ({which[1]} differs)" if which else ""
+        return QueueDiffers(
+            f"queue {quoted(queue)} exists with other arguments{what}: use --queue NAME, "
+            "or empty the old queue and delete it"
+        )
+    if error.reply_code == 403:
+        return Denied(f"no permission to declare queue {quoted(queue)} (give the user configure, write and read on it)")
+    if error.reply_code == 405:
+        return QueueDiffers(f"queue {quoted(queue)} belongs to another connection (exclusive): use --queue NAME")
+    as_it_is: Exception = error
+    return as_it_is
