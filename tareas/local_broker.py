@@ -172,6 +172,7 @@ class Node:
         self.management_port = self._claim(15672 if port and free(15672) else None) if management else None
         self._guard: subprocess.Popen[bytes] | None = None
         self._version = ""
+        self._logged: dict[Path, int] = {}  # how long its logs were at its launch
 
     def _claim(self, port: int | None = None) -> int:
         claim = Claim(port)
@@ -237,6 +238,7 @@ class Node:
             raise NodeTrouble(f"a RabbitMQ (process {other}) runs on the data in {self.folder} already: stop it first")
         self._pid_file.unlink(missing_ok=True)
         self._write_settings()
+        self._logged = {file: file.stat().st_size for file in self.log.glob("*.log")}
         with (self.log / "console.log").open("ab") as console:
             self._guard = subprocess.Popen(
                 [
@@ -359,12 +361,18 @@ class Node:
         (self.folder / "enabled_plugins").write_text(f"[{plugins}].\n")
 
     def _last_words(self) -> str:
-        """Where to look, and the last line that says what went wrong."""
+        """Why it did not start, as far as its logs tell, and where they are.
+
+        The first errors since the launch: what follows them is the Erlang VM going down over them, at length.
+        """
         lines: list[str] = []
         for file in sorted(self.log.glob("*.log"), key=lambda file: file.stat().st_mtime):
-            lines += [line.strip() for line in file.read_text(errors="replace").splitlines()]
-        words = [line for line in lines if re.search("error|failed|denied|not ", line, re.IGNORECASE)] or lines or [""]
-        return f"{words[-1][:200]} (log: {self.log})"
+            with file.open("rb") as log:
+                log.seek(self._logged.get(file, 0))
+                lines += log.read().decode(errors="replace").splitlines()
+        errors = [found[1].strip() for found in map(re.compile(r"\[error\] <[\d.]+> +(.*)").search, lines) if found]
+        words = list(filter(None, errors))[:2] or [line.strip() for line in lines if line.strip()][-1:]
+        return f"{'; '.join(words)[:300]} (log: {self.log})"
 
 
 def ctl(
