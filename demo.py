@@ -1,15 +1,12 @@
 #!/usr/bin/env python3
 """Watch that no task is lost: workers and RabbitMQ are killed, then the verdict.
 
-It runs producer.py and worker.py as they are and reads what they print with
---json. Ctrl+C ends it at any moment, and leaves nothing behind.
-
 Exit status: 0 nothing was lost and every chapter came out as told; 1 not so,
-or no RabbitMQ; 2 a wrong call; 130 or 143 ended by a signal.
+or no RabbitMQ; 2 a wrong call; 129, 130 or 143 ended by a signal.
 
-    python demo.py                        # all of it, on a RabbitMQ of its own
-    python demo.py --scenario kill        # one chapter alone
-    python demo.py --scenario poison      # another one
+    python demo.py                             # on a RabbitMQ of its own
+    python demo.py --scenario kill             # one chapter alone
+    python demo.py --tasks 30 --workers 5 --save timeline.svg
 """
 
 from __future__ import annotations
@@ -22,25 +19,25 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from tareas.cli import Parser, Trouble, run
+from tareas.cli import Parser, Trouble, positive, quoted, run
+from tareas.story import picture
+from tareas.story.chapters import CHAPTERS, Story
 from tareas.story.signals import Interrupted, Signals
 from tareas.story.stage import Missed, Stage
+from tareas.story.tasks import EXAMPLES, MOST, SAMPLES, Task, read, samples
+from tareas.story.timeline import OWN
 from tareas.task import QUEUE
 
-SCENARIOS = {
-    "all": ("kill", "retry", "restart", "late", "poison"),
-    "kill": ("kill", "late"),
-    "restart": ("restart",),
-    "retry": ("retry",),
-    "poison": ("poison",),
-}
+WORKERS = (2, 16)  # one alone has nobody to take over from it; more do not fit on a screen
 
 
-def perform(options: Any, signals: Signals) -> int:
-    """The demo from curtain to curtain. Returns the exit status; raises Trouble, or Interrupted after a signal."""
+def perform(options: Any, tasks: Sequence[Task], signals: Signals) -> int:
+    """The demo from curtain to curtain: it runs producer.py and worker.py as they are, and reads what they print.
+
+    Returns the exit status. Raises Trouble, or Interrupted after a signal.
+    """
     # Here, and not at the top: these take a while to import, and Ctrl+C is ours by now.
     from tareas import audit, private_broker
-    from tareas.story.chapters import Story
     from tareas.story.view import View, complain
 
     view = View()
@@ -54,19 +51,29 @@ def perform(options: Any, signals: Signals) -> int:
         with contextlib.nullcontext() if rabbitmq.node else borrowed(rabbitmq.url, queue, signals, view.remark):
             try:
                 with view, Stage(signals, view.event, {"AMQP_URL": rabbitmq.url}) as stage:
-                    story = Story(stage, view, queue, rabbitmq.node)
-                    view.work.update(story.work)
-                    chapters = SCENARIOS[options.scenario]
-                    story.open(restart="restart" in chapters)
-                    for chapter in chapters:
-                        getattr(story, chapter)()
-                    story.close()
+                    chapters = CHAPTERS if options.scenario == "all" else (options.scenario,)
+                    Story(
+                        stage, view, queue, rabbitmq.node, tasks=tasks, workers=options.workers, chapters=chapters
+                    ).play()
             except Missed as missed:
                 complain(missed.words)
                 raise
-    verdict = audit.audit(event for event in stage.events if event["event"] not in ("killed", "down", "up"))
+    verdict = audit.audit(event for event in stage.events if event["event"] not in OWN)
     view.timeline(stage.events)
-    view.verdict(verdict.line(), verdict.fine)
+    if verdict.twice:
+        names = ", ".join(verdict.twice)
+        view.remark(f"Done twice: {names}. The first ack was lost, so RabbitMQ delivered again (at least once): what"
+                    " a task does must bear being done again (idempotent).")
+    unsaved = None
+    if options.save:
+        try:
+            picture.save(options.save, stage.events, verdict.line(), verdict.fine)
+            view.remark(f"The picture is in {options.save}.")
+        except OSError as error:
+            unsaved = Trouble(f"{quoted(options.save)} cannot be written: {error.strerror}")
+    view.verdict(verdict.line(), verdict.problems())
+    if unsaved:
+        raise unsaved
     return 0 if verdict.fine else 1
 
 
@@ -95,15 +102,38 @@ def borrowed(url: str, queue: str, signals: Signals, say: Callable[[str], None])
             print(f"demo.py: the queues {queue} and {broker.dead(queue)} could not be deleted", file=sys.stderr)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The exit status. Raises Trouble with what went wrong."""
+def parse(argv: Sequence[str] | None) -> Any:
     parser = Parser("demo.py", __doc__)
-    parser.add_argument("--scenario", choices=SCENARIOS, default="all", help="one chapter alone (all)")
+    parser.add_argument("file", nargs="?", metavar="FILE", help="a JSON Lines file of tasks (examples/tasks.jsonl)")
+    parser.add_argument("--scenario", choices=("all", *CHAPTERS), default="all", metavar="NAME",
+                        help=f"one chapter alone: {', '.join(CHAPTERS)}")
+    parser.add_argument("--tasks", type=positive, metavar="N", help="make N sample tasks instead")
+    parser.add_argument("--seed", type=int, metavar="N", help="make the same sample tasks each time")
+    parser.add_argument("--workers", type=positive, metavar="N", default=3, help="how many at first (%(default)s)")
+    parser.add_argument("--save", metavar="FILE.svg", help="keep the timeline as a picture")
     parser.add_argument("--url", metavar="URLS", help="RabbitMQ ($AMQP_URL, else a private one)")
     options = parser.parse_args(argv)
+    if options.file is not None and (options.tasks, options.seed) != (None, None):
+        parser.error("--tasks and --seed make sample tasks: leave them out with FILE")
+    if options.tasks is not None and options.tasks > MOST:
+        parser.error(f"argument --tasks: {options.tasks} are too many to watch: 1 to {MOST:,}")
+    if not WORKERS[0] <= options.workers <= WORKERS[1]:
+        parser.error(f"argument --workers: {options.workers} is not from {WORKERS[0]} to {WORKERS[1]}")
+    if options.save is not None and (reason := picture.unwritable(options.save)):
+        parser.error(f"argument --save: {quoted(options.save)} {reason}")
+    return options
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The exit status. Raises Trouble with what went wrong."""
+    options = parse(argv)
+    if options.file is None and (options.tasks, options.seed) != (None, None):
+        tasks = samples(options.tasks or SAMPLES, options.seed)
+    else:
+        tasks = read(options.file or str(EXAMPLES))
     with Signals() as signals:
         try:
-            return perform(options, signals)
+            return perform(options, tasks, signals)
         except Interrupted as interrupted:
             signum = interrupted.signum
         # Only here is everything that the exception held on to let go.

@@ -9,7 +9,9 @@ from typing import Any
 
 Event = dict[str, Any]
 
-# How an attempt ends, and the mark its bar ends with. `killed` and `down` are the demo's own words, not a worker's.
+OWN = ("killed", "down", "up")  # the demo's own words, no worker's: who is a worker, RabbitMQ, RabbitMQ
+
+# How an attempt ends, and the mark its bar ends with.
 ENDS = {"done": "", "failed": "!", "dead_lettered": "!", "discarded": "?", "abandoned": "?"}
 KILLED = "X"
 AGAIN = ">"  # a bar that begins with it: RabbitMQ delivered the task once more
@@ -72,19 +74,36 @@ def by_number(name: str) -> tuple[int, str]:
     return len(name), name
 
 
+def workers(events: Iterable[Event]) -> list[str]:
+    """The names of all workers that were there, in order."""
+    found = {e["who"] for e in events if e["event"] in ("connected", "started") and e["who"] != "producer"}
+    return sorted(found, key=by_number)
+
+
+def span(events: Sequence[Event]) -> tuple[float, float]:
+    """From the first start of a task to the last thing that a picture shows. There has to be an attempt."""
+    first = min(event["time"] for event in events if event["event"] == "started")
+    last = max(event["time"] for event in events if event["event"] in ("killed", "up", "started", *ENDS))
+    return first, last
+
+
+def outages(events: Sequence[Event]) -> list[tuple[float, float | None]]:
+    """When RabbitMQ was down: from, and until (None: to the end)."""
+    ups = iter([event["time"] for event in events if event["event"] == "up"])
+    return [(event["time"], next(ups, None)) for event in events if event["event"] == "down"]
+
+
 def draw(events: Sequence[Event], width: int = 80) -> list[str]:
     """One row per worker, one bar per attempt, a row for RabbitMQ if it was down.
 
-    events: those of producers and workers; the demo's own `killed` (who: the worker) and `down`, `up` (who: RabbitMQ).
+    events: those of producers and workers, and the demo's OWN.
     Returns lines of at most `width` columns, plain ASCII, none if there was no attempt.
     """
     attempts = bars(events)
     if not attempts:
         return []
-    first = attempts[0].start
-    last = max(event["time"] for event in events if event["event"] in ("killed", "up", "started", *ENDS))
-    workers = (e["who"] for e in events if e["event"] in ("connected", "started") and e["who"] != "producer")
-    names = sorted(set(workers), key=by_number)
+    first, last = span(events)
+    names = workers(events)
     margin = min(max(len(name) for name in [*names, "RabbitMQ"]), LONGEST_NAME) + 1
     columns = max(width - margin, 20)
     scale = (columns - 1) / max(last - first, 1.0)  # columns a second
@@ -98,13 +117,10 @@ def draw(events: Sequence[Event], width: int = 80) -> list[str]:
             start_text = (AGAIN if bar.again else "") + short[bar.id]
             row.bar(int((bar.start - first) * scale), int((end - first) * scale), start_text, bar.mark)
         lines.append(f"{name[:LONGEST_NAME]:{margin}}{row}")
-    downs = [event["time"] for event in events if event["event"] == "down"]
-    ups = [event["time"] for event in events if event["event"] == "up"]
-    if downs:
+    if downs := outages(events):
         row = Row(columns)
-        for n, down in enumerate(downs):
-            up = ups[n] if n < len(ups) else last
-            row.bar(int(max(down - first, 0) * scale), int((up - first) * scale), KILLED, "", fill="~")
+        for down, up in downs:
+            row.bar(int(max(down - first, 0) * scale), int(((up or last) - first) * scale), KILLED, "", fill="~")
         lines.append(f"{'RabbitMQ':{margin}}{row}")
     if any(label not in task_id.upper() for task_id, label in short.items()):
         lines += _wrap([f"{label} {task_id}" for task_id, label in short.items()], width)
@@ -130,10 +146,14 @@ class Row:
         self._free = min(start + length, len(self._cells))
 
 
+def step(scale: float, room: float) -> int:
+    """Seconds between two marks of a ruler that has `scale` columns (or pixels) a second, each with so much room."""
+    return next((seconds for seconds in (1, 2, 5, 10, 20, 30, 60, 120, 300, 600) if seconds * scale >= room), 1200)
+
+
 def _ruler(seconds: float, scale: float, columns: int) -> str:
-    step = next((step for step in (1, 2, 5, 10, 20, 30, 60, 120, 300, 600) if step * scale >= 8), 1200)
     cells = [" "] * columns
-    for second in range(0, int(seconds) + 1, step):
+    for second in range(0, int(seconds) + 1, step(scale, 8)):
         text = f"{second}" if second else "0 s"
         at = int(second * scale)
         if at + len(text) <= columns:

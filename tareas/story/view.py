@@ -7,11 +7,11 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
@@ -19,12 +19,12 @@ from rich.table import Table
 from rich.text import Text
 
 from tareas.cli import quoted
-from tareas.events import WORDS, Events
+from tareas.events import WORDS, Events, printable
 from tareas.story.timeline import AGAIN, KEY, Event, bars, by_number, draw
 
 WIDTH = 80
 MARGIN = 4  # columns before the narration, for its number
-OWN = {"killed": ("KILLED", "bold red"), "down": ("KILLED", "bold red"), "up": ("started again", "bold green")}
+OWN_WORDS = {"killed": ("KILLED", "bold red"), "down": ("KILLED", "bold red"), "up": ("started again", "bold green")}
 UNSHOWN = ("published", "confirmed")  # the panel counts them
 
 
@@ -33,8 +33,8 @@ def line(event: Event) -> str:
     facts = dict(event)
     del facts["time"]
     word, who = facts.pop("event"), facts.pop("who")
-    if word in OWN:
-        return f"{who}  {OWN[word][0]}"
+    if word in OWN_WORDS:
+        return f"{who}  {OWN_WORDS[word][0]}"
     if word in UNSHOWN or word not in WORDS:
         return ""
     text = io.StringIO()
@@ -77,7 +77,7 @@ class View:
 
     def note(self, sentence: str) -> None:
         """What came of it."""
-        self._paragraph(" => ", sentence, "bold yellow")
+        self._paragraph(" => ", sentence, "bold magenta")
 
     def remark(self, sentence: str) -> None:
         """What belongs to no step."""
@@ -92,7 +92,7 @@ class View:
             text = " " * MARGIN + text
             if len(text) > self._width:
                 text = text[: self._width - 3] + "..."
-            own = OWN.get(event["event"])
+            own = OWN_WORDS.get(event["event"])
             self._say(text, own[1] if own else WORDS[event["event"]].style)
 
     def timeline(self, events: Iterable[Event]) -> None:
@@ -104,17 +104,24 @@ class View:
         for row in rows:
             text = Text(row)
             text.highlight_regex(r"X|!|~+", "bold red")
-            text.highlight_regex(AGAIN, "bold yellow")
+            text.highlight_regex(AGAIN, "bold magenta")
             self._say(text)
 
-    def verdict(self, text: str, fine: bool) -> None:
-        """The last line."""
+    def verdict(self, text: str, problems: Sequence[str]) -> None:
+        """The last line, and before it what broke the promise."""
         self._say("")
-        self._say(text, "bold green" if fine else "bold red")
+        for problem in problems:
+            self._paragraph("", problem, "bold red")
+        style = "bold red" if problems else "bold green"
+        if self._lively:
+            self._paragraph("", text, style)
+        else:  # one line, however long: a program may read it
+            self._say(text, style)
 
     def _paragraph(self, lead: str, sentence: str, style: str) -> None:
-        for text in textwrap.wrap(lead + sentence, self._width, subsequent_indent=" " * len(lead)):
-            self._say(text, style)
+        """All its lines at once: the events come from other threads."""
+        text = lead + printable(sentence)
+        self._say(textwrap.fill(text, self._width, subsequent_indent=" " * len(lead), break_on_hyphens=False), style)
 
     def _say(self, text: str | Text, style: str = "") -> None:
         if self._lively:
@@ -134,21 +141,21 @@ class View:
         for name, state in _states(events).items():
             bar = in_hand.get(name)
             if bar is None or state:
-                table.add_row(name, "", Text(state or "waits for a task", "bold red" if state == "killed" else "dim"))
+                table.add_row(name, "", Text(state or "free", "bold red" if state == "killed" else "dim"))
                 continue
             total = self.work.get(bar.id) or 1.0
-            style = "yellow" if bar.again else "cyan"
+            style = "magenta" if bar.again else "cyan"
             progress = ProgressBar(
                 total=total, completed=min(now - bar.start, total), complete_style=style, finished_style="green"
             )
             table.add_row(name, Text(bar.id, style), progress)
-        return Panel(table, title=_counts(events), width=self._width, border_style="blue")
+        return Panel(Group(Text(_counts(events), "bold"), table), width=self._width, border_style="bright_black")
 
 
 def _states(events: Iterable[Event]) -> dict[str, str]:
     """Each worker, and what it is besides working or waiting for a task ("")."""
     states: dict[str, str] = {}
-    words = {"killed": "killed", "connection_lost": "without RabbitMQ", "waiting": "without RabbitMQ",
+    words = {"killed": "killed", "connection_lost": "no RabbitMQ", "waiting": "no RabbitMQ",
              "stopped": "stopped", "stopping": "stopping"}  # fmt: skip
     for event in events:
         if event["who"] in ("producer", "RabbitMQ"):

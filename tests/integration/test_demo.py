@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pika
 import pytest
@@ -21,11 +22,11 @@ import pytest
 from demo import main
 from tareas import broker
 from tareas.local_broker import Programs, find_programs
-from tareas.story import chapters
 from tareas.story import stage as stage_module
 from tareas.story.signals import Interrupted, Signals
 from tareas.story.stage import Actor, Missed, Stage
 from tareas.story.timeline import KILLED, bars
+from tareas.task import sample
 from tests import node_keeper
 from tests.support import ROOT, Command, Run, versions
 
@@ -107,8 +108,9 @@ def lasting() -> str:
 
 
 @pytest.mark.timeout(300)
-def test_the_whole_story_on_a_private_rabbitmq(demo: Any, programs: Programs) -> None:
-    run = demo(programs=programs)
+def test_the_whole_story_on_a_private_rabbitmq(demo: Any, programs: Programs, tmp_path: Path) -> None:
+    picture = tmp_path / "timeline.svg"
+    run = demo("--save", str(picture), programs=programs)
 
     assert run.end() == 0, run.command.report()
     assert run.err == []
@@ -117,16 +119,25 @@ def test_the_whole_story_on_a_private_rabbitmq(demo: Any, programs: Programs) ->
         r"published 13, confirmed 13, done 12( \(\d twice\))?, redelivered [1-9]\d*, dead 1, lost 0", run.out[-1]
     ), run.command.report()
     text = "\n".join(run.out)
-    killed = re.search(r"^ => (worker-\d) is gone and (\S+) was never", text, re.M)
+    story = " ".join(text.split())
+    killed = re.search(r"=> (worker-\d) is gone, and (\S+) was never acknowledged", story)
     assert killed, text
-    again = re.search(rf"^ => REDELIVERED: {killed[2]} went from {killed[1]} to (worker-\d) \(attempt 2", text, re.M)
+    again = re.search(rf"=> REDELIVERED: RabbitMQ gives {killed[2]} to (worker-\d), .*?attempt 2\)", story)
     assert again, text
     assert again[1] != killed[1]
-    assert "RETRIED: import-01 was done by" in text
-    assert re.search(r"DEAD LETTER: poison lies in the dead-letter queue after \d attempts, with its", text), text
-    assert re.search(r"with its queue \(durable\) and the [1-9]\d* tasks that were not", text), text
+    assert "=> SHARED: worker-4 was given " in story
+    assert "=> RETRIED: import-01 was delivered again, and done by worker-" in story
+    assert "=> DEAD LETTER: poison lies in the dead-letter queue after 4 attempts, with its reason: " in story
+    assert re.search(r"still there \(durable\), and so are the tasks .* \(persistent\): [1-9]\d*\. The", story), text
+    for word in ("prefetch 1", "publisher confirm", "unacked", "connection closed", "requeued", "redelivered",
+                 "basic_nack", "durable", "persistent", "dead-letter queue", "basic_ack"):  # fmt: skip
+        assert word in story, f"what does it? {word} is not named"
     assert re.search(r"^worker-\d +\S.*X", text, re.M), "no kill in the timeline:\n" + text
     assert re.search(r"^RabbitMQ +X~+", text, re.M), "no broker's death in the timeline:\n" + text
+    texts = ["".join(node.itertext()) for node in ElementTree.parse(picture).iter()]
+    assert run.out[-1] in texts
+    assert [text for text in texts if text.startswith("killed: ") and text.endswith(f" to {again[1]}")]
+    assert "RabbitMQ killed, then started again" in texts
     run.assert_nothing_left()
 
 
@@ -135,6 +146,7 @@ def test_the_whole_story_on_a_private_rabbitmq(demo: Any, programs: Programs) ->
     ("scenario", "said", "verdict"),
     [
         ("kill", " => REDELIVERED: ", r"done 12( \(\d twice\))?, redelivered [1-9]\d*, dead 0"),
+        ("late", " => SHARED: worker-4 was given ", r"done 12, redelivered [1-9]\d*, dead 0"),
         ("retry", " => RETRIED: import-01 ", r"done 12, redelivered [1-9]\d*, dead 0"),
         ("poison", " => DEAD LETTER: poison ", r"done 12, redelivered [1-9]\d*, dead 1"),
         ("restart", " => Skipped: RabbitMQ is not killed", r"done 12, redelivered \d+, dead 0"),
@@ -164,6 +176,45 @@ def assert_no_queue(url: str, run: Demo) -> None:
             assert error.value.reply_code == 404
 
 
+@pytest.mark.timeout(300)
+def test_other_tasks_and_more_workers(demo: Any, lasting: str) -> None:
+    run = demo("--tasks", "5", "--seed", "3", "--workers", "4", "--url", lasting)
+
+    assert run.end() == 0, run.command.report()
+    connected = [line for line in run.out if re.match(r" +worker-\d  connected", line)]
+    assert len(connected) == 5, "four, and one that joins late"
+    assert re.fullmatch(r"published (\d+), confirmed \1, done .*, redelivered [1-9]\d*, dead 1, lost 0", run.out[-1])
+    for task in sample(5, seed=3):
+        assert any(re.search(rf"  started   {task['id']}\b", line) for line in run.out), task
+
+
+@pytest.mark.timeout(300)
+def test_a_file_of_the_users(demo: Any, lasting: str, tmp_path: Path) -> None:
+    """Of short tasks: the chapters bring along what they need."""
+    path = tmp_path / "tasks.jsonl"
+    path.write_text('{"id": "poison", "complexity": 0.1}\n{"id": "ñandú", "complexity": 0}\n', encoding="utf-8")
+    run = demo(str(path), "--workers", "2", "--url", lasting)
+
+    assert run.end() == 0, run.command.report()
+    assert any(re.search("done +ñandú in ", line) for line in run.out), run.command.report()
+    assert any(line.startswith(" => DEAD LETTER: poison-2 ") for line in run.out), run.command.report()
+    assert re.fullmatch(r"published (\d+), confirmed \1, done .*, redelivered [1-9]\d*, dead 1, lost 0", run.out[-1])
+
+
+@pytest.mark.timeout(300)
+def test_a_picture_that_cannot_be_written_in_the_end_is_no_success(demo: Any, lasting: str, tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    run = demo("--scenario", "kill", "--save", str(folder / "a.svg"), "--url", lasting)
+    run.wait_for("KILLED")
+    assert list(folder.iterdir()) == [], "it is written in the end"
+    folder.rmdir()
+
+    assert run.end() == 1, run.command.report()
+    assert re.match("published 12, confirmed 12, done 12.* lost 0$", run.out[-1]), run.command.report()
+    assert len(run.err) == 1 and "a.svg' cannot be written: No such file" in run.err[0], run.command.report()
+
+
 # -- how it ends when it is interrupted, or when it cannot go on
 
 
@@ -175,6 +226,9 @@ def assert_no_queue(url: str, run: Demo) -> None:
         ("kill", "KILLED", signal.SIGTERM),
         ("poison", "poison in attempt 1", signal.SIGINT),
         ("restart", "RabbitMQ  KILLED", signal.SIGINT),
+        ("restart", "  waiting   trying again", signal.SIGTERM),
+        ("retry", "  requeued", signal.SIGHUP),
+        ("retry", "  stopping  SIGTERM", signal.SIGINT),
     ],
 )
 def test_a_signal_ends_it_and_leaves_nothing_behind(demo: Any, scenario: str, moment: str, number: int) -> None:
@@ -245,6 +299,17 @@ def test_a_reader_that_goes_away_ends_it_without_a_word(lasting: str) -> None:
         (["--url", "http://guest:s3cret@127.0.0.1"], 2, "amqp://"),
         (["--scenario", "comedy"], 2, "comedy"),
         (["--colour"], 2, "--colour"),
+        (["--workers", "1"], 2, "--workers: 1 is not from 2 to 16"),
+        (["--workers", "17"], 2, "--workers: 17 is not from 2 to 16"),
+        (["--workers", "many"], 2, "--workers: 'many'"),
+        (["--tasks", "0"], 2, "--tasks: '0'"),
+        (["--tasks", "1001"], 2, "--tasks: 1001 are too many"),
+        (["--seed", "x"], 2, "--seed: "),
+        (["--save", "/nowhere/a.svg"], 2, "--save: '/nowhere/a.svg' cannot be written: No such file or directory"),
+        (["--save", "a.png"], 2, "--save: 'a.png' does not end with .svg"),
+        (["--seed", "3", "examples/tasks.jsonl"], 2, "leave them out with FILE"),
+        (["no-such-file"], 2, "cannot open 'no-such-file'"),
+        (["README.md"], 2, "README.md, line 1: not JSON"),
     ],
 )
 def test_what_cannot_be_is_one_line(demo: Any, arguments: list[str], status: int, says: str) -> None:
@@ -258,15 +323,15 @@ def test_what_cannot_be_is_one_line(demo: Any, arguments: list[str], status: int
 
 
 @pytest.mark.timeout(300)
-def test_on_a_terminal_there_is_a_panel_and_its_ctrl_c_key_works(demo: Any, lasting: str) -> None:
-    run = demo("--url", lasting, tty=True)
+def test_on_a_terminal_there_is_a_panel_and_its_ctrl_c_key_works(demo: Any) -> None:
+    run = demo(programs=find_programs(), tty=True)
     run.wait_for("REDELIVERED: ")
 
     run.command.send("\x03")
 
     assert run.end() == 130, run.command.report()
     output = run.command.out
-    assert re.search(r"waiting \d, in hand 3, done \d, dead 0", output)
+    assert re.search(r"waiting \d, in hand [23], done \d, dead 0", output)
     assert run.out[-1].endswith("demo.py: ended by Ctrl+C: its workers and queue are gone, nothing is left behind")
     assert output.rfind("\x1b[?25h") > output.rfind("\x1b[?25l"), "the cursor is still hidden"
     run.assert_nothing_left()
@@ -276,7 +341,6 @@ def test_a_worker_that_fails_ends_the_demo_with_its_last_words(
     lasting: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "worker.py").write_text("import sys; sys.exit('no more coffee')")
-    assert chapters.TASKS.is_file()
     monkeypatch.setattr(stage_module, "HERE", tmp_path)
 
     with pytest.raises(Missed, match=r"^worker-\d ended by itself with status 1 while the demo waited for worker-\d"):
