@@ -1,5 +1,5 @@
 """What people deploy with: the compose files, the image, the systemd unit. That RabbitMQ takes their settings is tested
-with one: tests/integration/test_readme.py."""
+with one: tests/integration/test_readme.py. On a real Docker engine they are tried in tests/deploy."""
 
 from __future__ import annotations
 
@@ -59,6 +59,11 @@ def test_ports_are_open_on_the_loopback_only(file: str) -> None:
     ports = [port for service in load(file)["services"].values() for port in service.get("ports", [])]
     assert {"127.0.0.1:5672:5672", "127.0.0.1:15672:15672"} <= set(ports)
     assert all(port.startswith("127.0.0.1:") for port in ports) and len(set(ports)) == len(ports)
+    names = set(re.findall(r"\$\{(\w+_PORT\w*):-", (ROOT / file).read_text()))
+    assert len(names) == len(ports), "each can be moved"
+    elsewhere = {name: str(number) for number, name in enumerate(names, 7001)}
+    moved = [port for service in load(file, **elsewhere)["services"].values() for port in service.get("ports", [])]
+    assert {port.split(":")[1] for port in moved} == set(elsewhere.values())
 
 
 @EACH
@@ -88,7 +93,7 @@ def test_the_acknowledgement_timeout_is_above_the_longest_task(file: str) -> Non
 def test_workers_run_when_scaled_and_wait_until_rabbitmq_is_healthy(file: str) -> None:
     config = load(file)
     worker = config["services"]["worker"]
-    assert worker["deploy"]["replicas"] == 0
+    assert worker["deploy"]["replicas"] == 0 and worker["pull_policy"] == "build"
     assert "container_name" not in worker and "ports" not in worker  # either would forbid a second one
     assert worker["depends_on"] == {name: {"condition": "service_healthy"} for name in nodes(config)}
     for node in nodes(config).values():
@@ -161,6 +166,7 @@ def test_systemd_kills_a_worker_only_after_its_grace_and_starts_it_again_unless_
     assert (settings["Type"], settings["KillSignal"], settings["Restart"]) == ("exec", "SIGTERM", "always")
     assert settings["RestartPreventExitStatus"] == "2"
     assert settings["DynamicUser"] == settings["NoNewPrivileges"] == "yes"
+    assert "User" not in settings  # then all instances are one user, and share the StateDirectory
 
 
 def test_the_call_in_the_unit_parses() -> None:
