@@ -3,7 +3,7 @@ PYTHON ?= python3
 RUN := .venv/bin/python
 JOBS ?= 4
 
-.PHONY: help demo test broker check tests faults bench imagenes clean
+.PHONY: help demo test broker check tests faults bench deploy imagenes clean
 
 help:
 	@echo "make demo      a private RabbitMQ, a producer, three workers, one killed: nothing is lost"
@@ -12,6 +12,7 @@ help:
 	@echo "make check     what needs no RabbitMQ: ruff, mypy, unit tests"
 	@echo "make faults    the fault matrix at full size, its table to tests/faults/TABLE.md"
 	@echo "make bench     the figures of the README"
+	@echo "make deploy    the compose files on a real Docker engine: containers killed, nothing lost"
 	@echo "make imagenes  the pictures of the README"
 	@echo "make clean     remove what these made"
 
@@ -40,6 +41,10 @@ faults: .venv/dev
 
 bench: .venv/run
 	$(RUN) -m bench $(ARGS)
+
+# Docker Compose for real: needs an engine, and Compose 2.23.1 or newer.
+deploy: .venv/dev
+	DOCKER_TESTS=1 $(RUN) -m pytest tests/deploy
 
 imagenes: .venv/run
 	$(RUN) -m imagenes $(ARGS)
