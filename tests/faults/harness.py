@@ -62,7 +62,10 @@ def tasks(count: int, complexity: tuple[float, float] = (0.0, 0.0), prefix: str 
 class Member:
     """A command of the project as a process whose events and errors go to files."""
 
-    def __init__(self, name: str, argv: Sequence[str], folder: Path, env: dict[str, str], piped: bool = False) -> None:
+    def __init__(
+        self, name: str, argv: Sequence[str], folder: Path, env: dict[str, str], piped: bool = False,
+        prefix: Sequence[str] = (),
+    ) -> None:  # fmt: skip
         self.name = name
         self.argv = list(argv)
         self.log, self.errors = folder / f"{name}.jsonl", folder / f"{name}.err"
@@ -72,7 +75,7 @@ class Member:
         self._rest = b""
         with self.log.open("wb") as out, self.errors.open("wb") as err:
             self.process = subprocess.Popen(
-                [sys.executable, *self.argv],
+                [*prefix, sys.executable, *self.argv],
                 stdin=subprocess.PIPE if piped else subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,
@@ -198,6 +201,7 @@ class Fleet:
         self.failed: dict[str, list[Event]] = defaultdict(list)
         self.dead: dict[str, list[Event]] = defaultdict(list)
         self.faults = 0  # injected, for the table
+        self.hosts: dict[str, Sequence[str]] = {}  # by url: what starts a command on the host that reaches it
         self.statuses_allowed: set[int] = set()  # of workers that end by themselves and are replaced
         self._slots: dict[str, tuple[Member, Callable[[], Member]]] = {}
         self._reading: list[Member] = []
@@ -222,7 +226,9 @@ class Fleet:
     def start(self, name: str, *argv: str, url: str | None = None, piped: bool = False) -> Member:
         """Start a command of the project (argv: "producer.py", options), followed until it ends."""
         options = ["--queue", self.queue, "--json"]
-        member = Member(name, [*argv, *options], self.folder, {"AMQP_URL": url or self.url}, piped)
+        address = url or self.url
+        prefix = self.hosts.get(address, ())
+        member = Member(name, [*argv, *options], self.folder, {"AMQP_URL": address}, piped, prefix)
         self.members.append(member)
         self._reading.append(member)
         return member

@@ -15,20 +15,20 @@ MODES = ("forward", "close", "mute", "cut", "http")
 
 
 class Proxy:
-    """Forwards to the RabbitMQ of this URL; `url` is its own. As a context manager: closed on exit.
+    """Forwards to the RabbitMQ of this URL; `url` is its own, at `host`. As a context manager: closed on exit.
 
     stall(): not a byte more passes in either direction, and nobody is told: no FIN, no RST. resume() lets all go on.
     be(mode): what new connections meet from now on. sever(): all connections end now. cut(): each ends in the middle of
     the next frame that RabbitMQ sends.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, host: str = HOST) -> None:
         parts = urlsplit(url)
         assert parts.hostname and parts.port
         self._target = (parts.hostname, parts.port)
-        self._listener = socket.create_server((HOST, 0))
+        self._listener = socket.create_server((host, 0))
         port = self._listener.getsockname()[1]
-        self.url = url.replace(f"{parts.hostname}:{parts.port}", f"{HOST}:{port}")
+        self.url = url.replace(f"{parts.hostname}:{parts.port}", f"{host}:{port}")
         self._flowing = threading.Event()
         self._flowing.set()
         self._lock = threading.Lock()

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
+
+import pytest
 
 from tareas.local_broker import Node
+from tests.faults.far_host import FarHost
+from tests.faults.far_host import possible as far_host_possible
 from tests.faults.feed import Feed, Round, wait_started
 from tests.faults.harness import Event, Fleet, Member, scaled
 from tests.faults.proxy import Proxy
@@ -49,15 +54,43 @@ def close_connections(node: Node, fleet: Fleet, cut: Round) -> None:
                 raise
 
 
-def test_network_cut(fleet: Fleet, tmp_path: Path) -> None:
-    """Nothing passes any more and nobody is told, for longer than two heartbeats: a proxy that stops forwarding.
+@contextlib.contextmanager
+def stalling_network(url: str) -> Iterator[Network]:
+    """A proxy that stops forwarding: nothing passes, though the other side's system still takes what is sent."""
+    with Proxy(url) as proxy:
+        yield Network(proxy.url, proxy.stall, proxy.resume)
+
+
+@contextlib.contextmanager
+def far_host(url: str) -> Iterator[Network]:
+    """The commands run on another host, whose cable is pulled: what is sent goes nowhere."""
+    with FarHost() as host, Proxy(url, host.near) as proxy:
+        yield Network(proxy.url, host.pull, host.plug, host.prefix)
+
+
+class Network(NamedTuple):
+    """What lies between some commands and RabbitMQ. prefix: what starts a command on its far side."""
+
+    url: str
+    cut: Callable[[], None]
+    mend: Callable[[], None]
+    prefix: Sequence[str] = ()
+
+
+NETWORKS = {"stalled": stalling_network, **({"cable pulled": far_host} if far_host_possible() else {})}
+
+
+@pytest.mark.parametrize("how", NETWORKS)
+def test_network_cut(fleet: Fleet, tmp_path: Path, how: str) -> None:
+    """Nothing passes any more and nobody is told, for longer than two heartbeats.
 
     RabbitMQ gives the silent worker's task to another. The worker that is cut off finishes it, learns that its
     connection is dead, and comes back when the network does; so does the producer, which publishes again.
     """
-    with Proxy(fleet.url) as proxy:
+    with NETWORKS[how](fleet.url) as network:
         # Short heartbeats, and short waits for an answer when connecting: the row would only take longer.
-        behind = f"{proxy.url}?heartbeat=2&socket_timeout=3&stack_timeout=3"
+        behind = f"{network.url}?heartbeat=2&socket_timeout=3&stack_timeout=3"
+        fleet.hosts[behind] = network.prefix
         (far,) = fleet.start_workers(1, *HOLD, url=behind)
         fleet.start_workers(1, *HOLD, url=f"{fleet.url}?heartbeat=2")
         for number in range(scaled(1, 5)):
@@ -65,7 +98,7 @@ def test_network_cut(fleet: Fleet, tmp_path: Path) -> None:
                 fleet.wait_event(feed.producer, "confirmed")
                 held, gate = feed.hold(far, tmp_path)
                 cut = Round(fleet, far, feed.producer)
-                proxy.stall()
+                network.cut()
                 fleet.faults += 1
                 start = far.having("started", id=held)[0]
                 fleet.wait_taken_over(start)
@@ -73,10 +106,11 @@ def test_network_cut(fleet: Fleet, tmp_path: Path) -> None:
                 # Between the last heartbeat that it missed and its next look, a worker may say `done`: announced.
                 cut.wait_end_of(held, "done", "discarded")
                 cut.wait_lost()
-                proxy.resume()
+                network.mend()
                 cut.wait_back()
             assert feed.producer.having("published", again=True), "nothing was on its way when the network was cut"
-    ending = fleet.ends("network cut")
+        fleet.wait_settled()  # before the network goes for good
+    ending = fleet.ends(f"network cut: {how}")
     assert len(far.having("connection_lost")) >= fleet.faults
     assert ending.verdict.redelivered >= fleet.faults and not ending.letters
 
