@@ -236,13 +236,13 @@ class Producer:
         if self._refusals == 0:
             self.tell("refused", id=item.id, reason="RabbitMQ does not store it: the queue is full, or has lost "
                       "its leader; trying again")
-        self._full = min(FULL_REST[0] * 2**self._refusals, FULL_REST[1])
+        self._full = min(FULL_REST[0] * 2 ** min(self._refusals, 10), FULL_REST[1])
         self._refusals += 1
         self._connection.ioloop.call_later(self._full, self._on_rested)
 
     def _on_rested(self) -> None:
         self._full = 0.0
-        if self._refusals % RENEWED == 0 and not self._window and self._channel.is_open:
+        if self._refusals and self._refusals % RENEWED == 0 and not self._window and self._channel.is_open:
             # A channel of RabbitMQ 3.10 that met the queue while its leader was down refuses for ever (measured).
             self._declaring = self.queue  # nothing is published until the new channel has declared it
             self._channel.close()

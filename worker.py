@@ -77,6 +77,7 @@ class Worker:
         self.rests = Rests(self.tell)
         self.attempt = 1  # of the task in hand
         self._busy = False
+        self._cancelled = False  # by us
         self._deliveries = 0  # on this connection
         self._rabbitmq: tuple[int, ...] = (0,)
         self._connection: Any = None
@@ -196,11 +197,13 @@ class Worker:
         try:
             with self.keep_alive:
                 self.process_task(task)
-        except (Exception, SystemExit) as error:  # a handler's sys.exit() is its failure, not our end
-            failure = error
         except Abandoned:
             self.tell("abandoned", id=task_id, attempt=attempt)
             raise
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # a handler's sys.exit() or CancelledError is its failure, not our end
+            failure = error
         finally:
             self._busy = False
         took = time.monotonic() - began
@@ -216,6 +219,7 @@ class Worker:
                       "RabbitMQ gives the task to another worker")
             raise self.keep_alive.lost or pika.exceptions.ChannelWrongStateError("the channel is gone")
         if self.stopping.requested:
+            self._cancelled = True
             ch.basic_cancel(self.worker_id)  # before the ack: RabbitMQ would send the next task upon it
 
         if failure is None:
@@ -239,7 +243,7 @@ class Worker:
     def _requeue(self, ch: Any, tag: int, attempt: int, task_id: str) -> None:
         """Give the task back after a rest. It returns to the head of the queue: without the rest, a few tasks that
         always fail would keep every worker from all the others."""
-        rest = min(self.retry_delay * 2 ** (attempt - 1), MAX_REST)
+        rest = min(self.retry_delay * 2 ** min(attempt - 1, 30), MAX_REST)
         began = time.monotonic()
         with self.keep_alive:
             self.stopping.rest(rest)
@@ -280,7 +284,8 @@ class Worker:
     def _lost(self, ch: Any) -> bool:
         """Whether a delivery of this channel can no longer be settled. An old delivery tag on a new channel would
         ack another task without an error; a cancelled consumer's task is already on its way to someone else."""
-        return self.keep_alive.lost is not None or not ch.is_open or broker.consumer_ended(ch, self.worker_id)
+        ended = not self._cancelled and broker.consumer_ended(ch, self.worker_id)
+        return self.keep_alive.lost is not None or not ch.is_open or ended
 
     # -- what it says
 

@@ -35,7 +35,7 @@ def load(name: str) -> Handler:
     Raises WrongCall when there is none, when its module raises, or when it is a coroutine function.
     """
     module_name, _, attribute = name.partition(":")
-    if not module_name or not attribute:
+    if not module_name or not attribute or module_name.startswith("."):
         raise WrongCall(f"--handler {quoted(name)} is not of the form module:function")
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
@@ -48,7 +48,8 @@ def load(name: str) -> Handler:
         raise WrongCall(f"--handler: module {quoted(module_name)} needs {quoted(str(error.name))}, which is not "
                         "installed") from None
     except (Exception, SystemExit) as error:
-        raise WrongCall(f"--handler: module {quoted(module_name)} raises when imported: {describe(error)}") from None
+        raise WrongCall(f"--handler: module {quoted(module_name)} raises when imported: "
+                        f"{quoted(describe(error), quotes=False, limit=500)}") from None
     for part in attribute.split("."):
         try:
             found = getattr(found, part)
