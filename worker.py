@@ -174,6 +174,7 @@ class Worker:
         self._deliveries += 1
         tag = method.delivery_tag
         if self.stopping.requested:
+            self._heed_stop(ch)
             ch.basic_nack(delivery_tag=tag, requeue=True)
             return
         headers = properties.headers
@@ -189,11 +190,11 @@ class Worker:
             reason = f"{attempt - 1} attempts used up: the worker or the connection was lost during the last"
             return self._dead_letter(ch, tag, body, properties, reason, attempt - 1, task_id)
 
+        self._busy = True
         shown = {} if self.events.as_json else {"complexity": task.get("complexity")}
         self.tell("started", id=task_id, attempt=attempt, redelivered=method.redelivered, **shown)
         began = time.monotonic()
         failure: BaseException | None = None
-        self._busy = True
         try:
             with self.keep_alive:
                 self.process_task(task)
@@ -218,9 +219,7 @@ class Worker:
             self.tell("discarded", id=task_id, attempt=attempt, reason="the connection was lost while it ran: "
                       "RabbitMQ gives the task to another worker")
             raise self.keep_alive.lost or pika.exceptions.ChannelWrongStateError("the channel is gone")
-        if self.stopping.requested:
-            self._cancelled = True
-            ch.basic_cancel(self.worker_id)  # before the ack: RabbitMQ would send the next task upon it
+        self._heed_stop(ch)
 
         if failure is None:
             self.tell("done", id=task_id, attempt=attempt, seconds=round(took, 3))
@@ -249,6 +248,7 @@ class Worker:
             self.stopping.rest(rest)
         if self._lost(ch):
             raise self.keep_alive.lost or pika.exceptions.ChannelWrongStateError("the channel is gone")
+        self._heed_stop(ch)
         self.tell("requeued", id=task_id, attempt=attempt, rest=round(time.monotonic() - began, 3))
         ch.basic_nack(delivery_tag=tag, requeue=True)
 
@@ -275,11 +275,20 @@ class Worker:
             # A channel of RabbitMQ 3.10 that met the queue while its leader was down refuses for ever (measured).
             self._dead_letters.close()
             self._dead_letters = None
+            self._heed_stop(ch)
             ch.basic_nack(delivery_tag=tag, requeue=True)
             return
         self.tasks_dead_lettered += 1
         self.tell("dead_lettered", id=task_id, attempt=attempts, reason=reason)
+        self._heed_stop(ch)
         ch.basic_ack(delivery_tag=tag)
+
+    def _heed_stop(self, ch: Any) -> None:
+        """Take no more if a stop was asked for. Called before an ack or nack: RabbitMQ sends the next task upon it, or
+        this one again and again, an attempt each time."""
+        if self.stopping.requested and not self._cancelled:
+            self._cancelled = True
+            ch.basic_cancel(self.worker_id)
 
     def _lost(self, ch: Any) -> bool:
         """Whether a delivery of this channel can no longer be settled. An old delivery tag on a new channel would

@@ -297,7 +297,7 @@ def test_what_a_stopped_worker_is_sent_goes_back_untouched(bench: Bench) -> None
     """The stop came between two tasks: the next delivery is on its way already."""
     connection = bench.connection(Delivery(), Delivery(b"{}"), at_first=stop)
     assert bench.run(lambda task: pytest.fail("a task after the stop"), connection) == 0
-    assert bench.journal.story() == ["stopping", "nack, requeue", "nack, requeue"]
+    assert bench.journal.story() == ["stopping", "cancel", "nack, requeue", "close connection"]
 
 
 def test_an_event_that_cannot_be_told_is_not_acknowledged(bench: Bench) -> None:
