@@ -33,7 +33,7 @@ check: .venv/dev
 
 # A test that passed only when it was run again is named at the end (-rR): it is a finding, not a success.
 tests: .venv/dev
-	$(RUN) -m pytest -q tests/integration tests/faults -n $(JOBS) --reruns 1 -rR --durations 15
+	$(RUN) -m pytest -q tests/integration tests/faults -n $(JOBS) --dist loadgroup --reruns 1 -rR --durations 15
 
 faults: .venv/dev
 	$(RUN) -m tareas.private_broker --install

@@ -93,12 +93,12 @@ class Producer:
                     if self._finished():
                         break
                     error = self._error or pika.exceptions.StreamLostError("the connection ended")
+                    if isinstance(error, Trouble):
+                        raise type(error)(f"{error}; {self._summary()}")
                     reason = reasons.explain(error, self._address)
                     if self._ready:
                         self.tell("connection_lost", reason=reason)
                         began = time.monotonic()
-                    elif isinstance(error, Trouble):
-                        raise error
                     elif reasons.is_denied(error) and not self._ever:
                         raise reasons.Denied(reason)
                     if self.stopping.requested and not self._window and not self._window.again:
@@ -266,7 +266,12 @@ class Producer:
     def _on_channel_closed(self, channel: Any, reason: Any) -> None:
         """RabbitMQ closed the channel (a queue that differs, no permission): a new connection, or the end."""
         if isinstance(reason, pika.exceptions.ChannelClosedByBroker):
-            self._error = reasons.refused_declare(reason, self._declaring or self.queue)
+            if self._declaring:
+                self._error = reasons.refused_declare(reason, self._declaring)
+            elif reasons.is_denied(reason):
+                self._error = reasons.Denied(reasons.explain(reason, self._address))
+            else:
+                self._error = reason
             if self._connection.is_open:
                 self._close()
 

@@ -79,6 +79,8 @@ class Worker:
         self._busy = False
         self._cancelled = False  # by us
         self._deliveries = 0  # on this connection
+        self._ever = False  # has any connection come as far as consuming?
+        self._address = self.addresses[0]
         self._rabbitmq: tuple[int, ...] = (0,)
         self._connection: Any = None
         self._dead_letters: Any = None
@@ -111,14 +113,13 @@ class Worker:
         return status
 
     def _stay_connected(self) -> None:
-        began, ever = time.monotonic(), False
+        began = time.monotonic()
         while True:
             self._connection, self._deliveries = None, 0
             address = self.addresses[0]
             try:
                 with self.stopping.interruptible():
                     connection, address = broker.connect(self.addresses, self.worker_id)
-                ever = True
                 self._connection = connection
                 self.consume(connection, address)
                 return
@@ -131,10 +132,14 @@ class Worker:
                 if self.events.broken:  # an OSError too, but of our own output
                     raise
                 reason = reasons.explain(error, address)
+                if reasons.is_denied(error) and not self._ever:
+                    close(self._connection)
+                    raise reasons.Denied(reason) from None
                 self.tell("connection_lost", reason=reason)
+                close(self._connection)  # the channel alone may be gone: RabbitMQ would keep our task for it
             except (reasons.Unreachable, reasons.Denied) as error:
-                # A broker that comes back may not know its users yet: after the first connection nothing is final.
-                if isinstance(error, reasons.Denied) and not ever:
+                # A broker that comes back may not know its users yet: once we have consumed nothing is final.
+                if isinstance(error, reasons.Denied) and not self._ever:
                     raise
                 reason = str(error)
             if self._deliveries:
@@ -152,7 +157,7 @@ class Worker:
             channel = connection.channel()
             broker.declare(connection, channel, self.queue)
             channel.basic_qos(prefetch_count=1)
-        self._dead_letters = None
+        self._dead_letters, self._address = None, address
         self._rabbitmq = broker.version(connection)
         self.tell("connected", address=address.shown)
         broker.tell_alarms(connection, self.tell)
@@ -160,6 +165,7 @@ class Worker:
         channel.basic_consume(
             queue=self.queue, on_message_callback=self.callback, auto_ack=False, consumer_tag=self.worker_id
         )
+        self._ever = True
         idle = Idle(connection, channel, self.queue, self.drain, lambda: self.stopping.requested,
                     lambda: self._deliveries)
         channel.start_consuming()
@@ -218,7 +224,8 @@ class Worker:
         if self._lost(ch):
             self.tell("discarded", id=task_id, attempt=attempt, reason="the connection was lost while it ran: "
                       "RabbitMQ gives the task to another worker")
-            raise self.keep_alive.lost or pika.exceptions.ChannelWrongStateError("the channel is gone")
+            raise self.keep_alive.lost or ConsumerGone("RabbitMQ cancelled the consumer during a task (was the queue "
+                                                       "deleted, or did the task take too long?)")
         self._heed_stop(ch)
 
         if failure is None:
@@ -247,7 +254,7 @@ class Worker:
         with self.keep_alive:
             self.stopping.rest(rest)
         if self._lost(ch):
-            raise self.keep_alive.lost or pika.exceptions.ChannelWrongStateError("the channel is gone")
+            raise self.keep_alive.lost or ConsumerGone("RabbitMQ cancelled the consumer during a rest")
         self._heed_stop(ch)
         self.tell("requeued", id=task_id, attempt=attempt, rest=round(time.monotonic() - began, 3))
         ch.basic_nack(delivery_tag=tag, requeue=True)
@@ -278,6 +285,10 @@ class Worker:
             self._heed_stop(ch)
             ch.basic_nack(delivery_tag=tag, requeue=True)
             return
+        except pika.exceptions.ChannelClosedByBroker as error:
+            if reasons.is_denied(error):  # for this task, and for every other that fails: the next worker gets it
+                raise Trouble(reasons.explain(error, self._address)) from None
+            raise
         self.tasks_dead_lettered += 1
         self.tell("dead_lettered", id=task_id, attempt=attempts, reason=reason)
         self._heed_stop(ch)
@@ -307,7 +318,7 @@ class Worker:
 def close(connection: Any) -> None:
     """Say goodbye to RabbitMQ if it still listens."""
     try:
-        if connection.is_open:
+        if connection is not None and connection.is_open:
             with broker.deadline(connection, 5):
                 connection.close()
     except reasons.LOST:

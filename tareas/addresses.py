@@ -96,16 +96,22 @@ def _address(url: str, where: str) -> Address:
 def _tls(host: str, files: dict[str, str], where: str) -> pika.SSLOptions:
     """The peer must prove with a certificate that it is the host we asked for; there is no option to skip that."""
     for name, path in files.items():
-        if not os.access(path, os.R_OK):
+        if os.path.isdir(path) or not os.access(path, os.R_OK):
             raise WrongCall(f"{where}: {name} {quoted(path)} is not a file that can be read")
-    try:
+    if "keyfile" in files and "certfile" not in files:
+        raise WrongCall(f"{where}: keyfile needs a certfile")
+    try:  # OpenSSL's own words ("[SSL] PEM lib") name neither the file nor the fault
         context = ssl.create_default_context(cafile=files.get("cafile"))
+    except (ssl.SSLError, OSError):
+        raise WrongCall(f"{where}: cafile {quoted(files.get('cafile', ''))} holds no certificate (as PEM)") from None
+    try:
         if "certfile" in files:
             context.load_cert_chain(files["certfile"], files.get("keyfile"), password=lambda: "")
-        elif "keyfile" in files:
-            raise WrongCall(f"{where}: keyfile needs a certfile")
-    except (ssl.SSLError, OSError) as error:
-        raise WrongCall(f"{where}: the TLS files cannot be used: {quoted(str(error), quotes=False)}") from None
+    except (ssl.SSLError, OSError):
+        certificate, key = quoted(files["certfile"]), files.get("keyfile")
+        what = f"keyfile {quoted(key)} is not the key of certfile {certificate}" if key else (
+            f"certfile {certificate} does not hold a certificate and its key (one of its own goes after &keyfile=)")
+        raise WrongCall(f"{where}: {what} (as PEM, the key without a password)") from None
     return pika.SSLOptions(context, host)
 
 

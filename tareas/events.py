@@ -127,15 +127,16 @@ class Events:
             self._pending.append((word, text, facts))
             if self._writing:  # we are a signal handler amid the loop below: a stream cannot be entered twice
                 return
-            self._writing = True
-            try:
-                while self._pending:
-                    self._put(*self._pending.popleft())
-            except OSError as error:
-                self.broken = error
-                raise
-            finally:
-                self._writing = False
+            while self._pending:  # again: a signal handler may come between the last look below and the end
+                self._writing = True
+                try:
+                    while self._pending:
+                        self._put(*self._pending.popleft())
+                except OSError as error:
+                    self.broken = error
+                    raise
+                finally:
+                    self._writing = False
 
     def _put(self, word: str, text: str, facts: dict[str, Any]) -> None:
         if self._screen is None:

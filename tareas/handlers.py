@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from tareas.cli import WrongCall, quoted
+from tareas.cli import WrongCall, masked, quoted
 
 Handler = Callable[[dict[str, Any]], Any]
 
@@ -48,8 +48,8 @@ def load(name: str) -> Handler:
         raise WrongCall(f"--handler: module {quoted(module_name)} needs {quoted(str(error.name))}, which is not "
                         "installed") from None
     except (Exception, SystemExit) as error:
-        raise WrongCall(f"--handler: module {quoted(module_name)} raises when imported: "
-                        f"{quoted(describe(error), quotes=False, limit=500)}") from None
+        what = quoted(masked(describe(error)), quotes=False, limit=500)
+        raise WrongCall(f"--handler: module {quoted(module_name)} raises when imported: {what}") from None
     for part in attribute.split("."):
         try:
             found = getattr(found, part)

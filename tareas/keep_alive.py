@@ -9,6 +9,8 @@ from types import TracebackType
 
 import pika
 
+HEARTBEAT = pika.frame.Heartbeat().marshal()
+
 
 class KeepAlive:
     """Serves a connection while the thread that owns it is busy with a task.
@@ -57,11 +59,32 @@ class KeepAlive:
         if hasattr(signal, "pthread_sigmask"):
             # A signal must wake the main thread, where Python runs the handlers.
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGALRM})
+        prompt = True
         while True:
-            time.sleep(self._turn)
+            if prompt:
+                time.sleep(self._turn)
             with self._lock:
+                prompt = True
                 if self._since is not None and time.monotonic() - self._since >= self._turn:
-                    self._look()
+                    # The task may hold Python's lock for long stretches, and each system call of ours gives it
+                    # away for one of them: the heartbeat first, in one call, and the look only if that was quick.
+                    began = time.monotonic()
+                    self._beat()
+                    prompt = time.monotonic() - began < 0.1
+                    if prompt:
+                        self._look()
+
+    def _beat(self) -> None:
+        """Send a heartbeat in a single system call: pika's own way takes five of them."""
+        transport = getattr(getattr(self._connection, "_impl", None), "_transport", None)
+        if transport is None or self.lost is not None or transport.get_write_buffer_size():
+            return  # gone, or amid another frame
+        try:
+            sent = transport._sock.send(HEARTBEAT)
+            if 0 < sent < len(HEARTBEAT):
+                transport.write(HEARTBEAT[sent:])
+        except OSError:
+            pass  # _look says what it is
 
     def _look(self) -> None:
         if self._connection is None or self.lost is not None:

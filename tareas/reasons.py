@@ -33,6 +33,8 @@ ANSWER_TIMEOUT = 30  # seconds to wait for the answer to one call: pika alone wo
 # dead connection; AssertionError: pika's own view of its state when the stream ends in the middle of a call.
 LOST = (AMQPError, AMQPConnectorException, OSError, ValueError, AssertionError)
 
+OTHER_HOST = (62, 64)  # OpenSSL's X509_V_ERR_HOSTNAME_MISMATCH and _IP_ADDRESS_MISMATCH
+
 
 class Unreachable(Trouble):
     """No RabbitMQ answers at any of the addresses; it may later."""
@@ -52,7 +54,7 @@ class QueueDiffers(Trouble):
 
 def is_denied(error: BaseException) -> bool:
     """Whether waiting and trying again cannot help: a wrong login, vhost or certificate."""
-    final = (_refused_login, _refused_vhost, lambda e: isinstance(e, ssl.SSLCertVerificationError))
+    final = (_refused_login, _refused_vhost, _forbidden, lambda e: isinstance(e, ssl.SSLCertVerificationError))
     return any(refused(cause) for cause in _causes(error) for refused in final)
 
 
@@ -68,6 +70,10 @@ def _refused_vhost(error: BaseException) -> bool:
     )
 
 
+def _forbidden(error: BaseException) -> bool:
+    return isinstance(error, ChannelClosedByBroker) and error.reply_code == 403
+
+
 def _causes(error: BaseException) -> Iterator[BaseException]:
     """The error and what it wraps: pika packs the true one into phases and workflows."""
     seen: list[BaseException] = [error]
@@ -80,14 +86,18 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 def explain(error: BaseException, address: Address) -> str:
     """One line: what is wrong between us and this RabbitMQ, and how to mend it. It never holds a password."""
-    at = address.shown
+    at, secure = address.shown, address.parameters.ssl_options is not None
     known: list[tuple[Callable[[BaseException], bool], str]] = [
         (_refused_login, f"RabbitMQ at {at} refuses the login of user {quoted(address.user)}"
          " (check user and password in AMQP_URL or --url; guest may only log in from RabbitMQ's own machine)"),
         (_refused_vhost, f"RabbitMQ at {at} has no such vhost, or user {quoted(address.user)} may not use it"
          " (list them with rabbitmqctl list_vhosts)"),
+        (_forbidden, f"RabbitMQ at {at} does not permit this to user {quoted(address.user)}: {_reply(error)}"
+         " (rabbitmqctl set_permissions gives configure, write and read)"),
+        (lambda e: isinstance(e, ssl.SSLCertVerificationError) and e.verify_code in OTHER_HOST, "the certificate of"
+         f" {at} is for another host (write the host name that stands in it into the URL)"),
         (lambda e: isinstance(e, ssl.SSLCertVerificationError), f"the certificate of {at} is not trusted"
-         " (name its authority with ?cafile=FILE in the URL; the host name must be the certificate's)"),
+         " (name its authority with ?cafile=FILE in the URL)"),
         (lambda e: isinstance(e, ssl.SSLError), f"TLS with {at} failed (amqps:// needs RabbitMQ's TLS port, 5671 as a"
          " rule, and perhaps a client certificate: ?certfile=&keyfile=)"),
         (lambda e: isinstance(e, ConnectionRefusedError), f"nobody listens at {at}"
@@ -99,7 +109,11 @@ def explain(error: BaseException, address: Address) -> str:
          f"no answer from {at} in time (is it RabbitMQ's AMQP port, 5672 as a rule? is a firewall between?)"),
         (lambda e: isinstance(e, ConnectionClosedByBroker), _closed_by_broker(error, at)),
         (lambda e: isinstance(e, IncompatibleProtocolError) and "stream" in str(e).lower(),
-         f"{at} closed the connection before it spoke AMQP (still starting, or no RabbitMQ?)"),
+         # With TLS 1.3 a client learns only after the handshake that its certificate is missing or not trusted.
+         f"{at} closed the connection right after the TLS handshake (it may want a client certificate of an authority"
+         " that it trusts: ?certfile=FILE&keyfile=FILE)" if secure else
+         f"{at} closed the connection before it spoke AMQP (still starting, no RabbitMQ, or its TLS port, which wants"
+         " amqps://?)"),
         (lambda e: isinstance(e, (IncompatibleProtocolError, ProtocolSyntaxError)),
          f"{at} does not speak AMQP (5672 is RabbitMQ's port as a rule; 15672 is its web page)"),
         (lambda e: isinstance(e, StreamLostError) and "no answer" in str(e), f"{at} did not answer a call within"
@@ -124,6 +138,11 @@ def _closed_by_broker(error: BaseException, at: str) -> str:
         if isinstance(cause, ConnectionClosedByBroker):
             return f"RabbitMQ at {at} closed the connection: {quoted(cause.reply_text, quotes=False)}"
     return ""
+
+
+def _reply(error: BaseException) -> str:
+    told = (e.reply_text for e in _causes(error) if isinstance(e, ChannelClosedByBroker))
+    return quoted(next(told, ""), quotes=False)
 
 
 def _os_reason(error: BaseException) -> str:
