@@ -18,6 +18,7 @@ from tests.support import Command, Run, versions
 
 NOBODY = "amqp://guest:guest@127.0.0.1:1/%2F"  # nothing listens at port 1: no test reaches the machine's own RabbitMQ
 VERSIONS = versions()
+LASTING = {"lasting_node", "lasting_cluster", "lasting", "node", "secure"}  # fixtures that several tests share
 PARAMS: list[Programs | None] = list(VERSIONS) or [None]  # None: not installed, and a test that needs it says so
 
 
@@ -27,6 +28,14 @@ def pytest_configure(config: pytest.Config) -> None:
         nodes = contextlib.ExitStack()
         nodes.enter_context(node_keeper.session())
         config.add_cleanup(nodes.close)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With --dist loadgroup, tests that share a node run in one process, so that it is started once a version."""
+    for item in items:
+        if shared := LASTING & set(getattr(item, "fixturenames", ())):
+            programs = item.callspec.params["programs"]  # type: ignore[attr-defined]
+            item.add_marker(pytest.mark.xdist_group(f"{min(shared)}-{programs and programs.name}"))
 
 
 @pytest.fixture(scope="session", params=PARAMS, ids=lambda programs: programs.name if programs else "none")

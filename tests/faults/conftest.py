@@ -12,7 +12,6 @@ import pytest
 from tareas.local_broker import Node, Programs
 from tests.faults.harness import FULL, Fleet, node_fleet
 
-SHARED = {"killable", "three_nodes"}
 LIMIT = 3600 if FULL else 300  # seconds for a row: its own waits end long before, and say what was missing
 
 
@@ -20,10 +19,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents and item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(LIMIT))
-        if shared := SHARED & set(getattr(item, "fixturenames", ())):
-            # With --dist loadgroup, rows that share a node run in one process, so that it is started once a version.
-            version = item.callspec.id if hasattr(item, "callspec") else ""
-            item.add_marker(pytest.mark.xdist_group(f"{min(shared)}-{version}"))
 
 
 @pytest.fixture
