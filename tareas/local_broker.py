@@ -9,134 +9,21 @@ It never touches a RabbitMQ that runs on this machine already: own ports, own co
 own configuration. POSIX only, as RabbitMQ's own scripts are.
 """
 
-import json
 import os
-import random
 import re
 import secrets
-import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
 from tareas import node_guard
-from tareas.cli import Trouble
+from tareas.ports import HOST, Claim, NodeTrouble, free, greet
+from tareas.programs import Programs, ctl
 
-HOST = "127.0.0.1"
-PORTS = range(21000, 31000)  # below the ports that Linux and macOS hand out to clients by themselves
 BOOT = 120.0  # seconds: 3 on an idle machine, 15 and more on a busy one
-
-
-class NodeTrouble(Trouble):
-    """A private RabbitMQ node did not start, stop or answer."""
-
-
-@dataclass(frozen=True)
-class Programs:
-    """RabbitMQ's programs: the folder that holds rabbitmq-server, rabbitmqctl and rabbitmq-plugins."""
-
-    folder: Path
-
-    @property
-    def server(self) -> Path:
-        return self.folder / "rabbitmq-server"
-
-    @property
-    def name(self) -> str:
-        """The version where the path tells it (.../rabbitmq_server-3.10.8/sbin), else the folder's name."""
-        found = re.search(r"rabbitmq_server-(\d+\.\d+)", str(self.server.resolve()))
-        return found[1] if found else self.folder.resolve().name
-
-    def has(self, plugin: str) -> bool:
-        """Whether this plugin is there, as every package lays it down: plugins/ beside the real programs' folder."""
-        return any((self.server.resolve().parent.parent / "plugins").glob(f"{plugin}-*"))
-
-
-def find_programs(folder: str | Path | None = None) -> Programs | None:
-    """RabbitMQ's programs in `folder`, else in $RABBITMQ_BIN, else where packages put them; None: not installed.
-
-    A folder that was named, and holds no RabbitMQ, raises Trouble: another RabbitMQ than the wanted one is no help.
-    On Debian /usr/sbin/rabbitmq-server insists on root or the user rabbitmq; the one in /usr/lib/rabbitmq does not.
-    """
-    named = folder or os.environ.get("RABBITMQ_BIN")
-    if named:
-        programs = Programs(Path(named).absolute())
-        if not os.access(programs.server, os.X_OK):
-            raise Trouble(f"no rabbitmq-server in {named}: name the folder of RabbitMQ's programs (RABBITMQ_BIN)")
-        return programs
-    installed = ["/usr/lib/rabbitmq/bin", "/opt/homebrew/opt/rabbitmq/sbin", "/usr/local/opt/rabbitmq/sbin"]
-    on_path = shutil.which("rabbitmq-server")
-    if on_path:
-        installed.append(str(Path(on_path).resolve().parent))
-    for candidate in installed:
-        if os.access(Path(candidate, "rabbitmq-server"), os.X_OK):
-            return Programs(Path(candidate))
-    return None
-
-
-def greet(port: int, host: str = HOST, timeout: float = 5.0) -> str | None:
-    """The version of the RabbitMQ that answers at this port ("" when it is another AMQP broker); None: none does.
-
-    Source: AMQP 0-9-1, 2.2.4: the client sends the protocol header, the server answers with connection.start, whose
-    server properties carry `version` as a long string.
-    """
-    try:
-        with socket.create_connection((host, port), timeout=timeout) as peer:
-            peer.settimeout(timeout)
-            peer.sendall(b"AMQP\x00\x00\x09\x01")
-            answer = b""
-            while len(answer) < 7 or len(answer) < 7 + int.from_bytes(answer[3:7], "big"):
-                more = peer.recv(65536)
-                if not more or not (answer + more).startswith(b"\x01\x00\x00"):
-                    return None
-                answer += more
-    except OSError:
-        return None
-    found = re.search(rb"\x07versionS\x00\x00\x00.([0-9][0-9A-Za-z.+~-]*)", answer, re.DOTALL)
-    return found[1].decode() if found else ""
-
-
-class Claim:
-    """A free TCP port that no other private node takes, in this process or another, until it is released.
-
-    The claim is a UDP socket bound to the same number: RabbitMQ has no use for it, the operating system lets only
-    one process have it, and it is gone when that process dies.
-    """
-
-    def __init__(self, port: int | None = None) -> None:
-        candidates = [port] if port is not None else random.sample(PORTS, len(PORTS))
-        for candidate in candidates:
-            claim = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-            try:
-                claim.bind((HOST, candidate))
-                if port is None and not free(candidate):
-                    raise OSError
-            except OSError:
-                claim.close()
-                continue
-            self.port, self._socket = candidate, claim
-            return
-        raise NodeTrouble(f"no free port: {port or f'none of {PORTS.start} to {PORTS.stop}'}")
-
-    def release(self) -> None:
-        self._socket.close()
-
-
-def free(port: int) -> bool:
-    """Whether a server could listen at this port of the loopback interface now."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as RabbitMQ does: a port in TIME_WAIT is free
-        try:
-            probe.bind((HOST, port))
-        except OSError:
-            return False
-    return True
 
 
 class Node:
@@ -375,87 +262,7 @@ class Node:
         return f"{'; '.join(words)[:300]} (log: {self.log})"
 
 
-def ctl(
-    programs: Programs, program: str, *arguments: str, environment: dict[str, str] | None, deadline: float = 60.0
-) -> str:
-    """What one of RabbitMQ's programs prints. Raises NodeTrouble when it fails or takes more than `deadline` s."""
-    command = [str(programs.folder / program), "--quiet", *arguments]
-    said = f"{program} {' '.join(arguments)}"
-    try:
-        done = subprocess.run(
-            command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=deadline
-        )
-    except subprocess.TimeoutExpired:
-        raise NodeTrouble(f"{said}: no answer within {deadline:.0f} s") from None
-    if done.returncode:
-        raise NodeTrouble(f"{said}: {' '.join((done.stderr or done.stdout).split())[:300]}")
-    return done.stdout
-
-
 def is_erlang(pid: int) -> bool:
     """Whether this process is an Erlang VM: a file may hold the id of a process that ended long ago."""
     said = subprocess.run(["ps", "-o", "stat=,comm=", "-p", str(pid)], capture_output=True, text=True).stdout.strip()
     return "beam" in said and not said.startswith("Z")  # a zombie runs no more
-
-
-class Cluster:
-    """RabbitMQ nodes on this machine that form one cluster. As a context manager: started on entry, ended on exit."""
-
-    def __init__(self, folder: str | Path, programs: Programs, size: int = 3, config: str = "") -> None:
-        self.folder = Path(folder).absolute()
-        self._epmd = Claim()
-        names = [f"tareas-{number}" for number in range(1, size + 1)]
-        members = ["cluster_formation.peer_discovery_backend = classic_config"]
-        members += [f"cluster_formation.classic_config.nodes.{n} = {name}@localhost" for n, name in enumerate(names, 1)]
-        settings = "\n".join([*members, config])
-        self.nodes: Sequence[Node] = [
-            Node(self.folder / name, programs, name, config=settings, home=self.folder, epmd=self._epmd.port)
-            for name in names
-        ]
-
-    def __enter__(self) -> "Cluster":
-        try:
-            self.start()
-        except BaseException:
-            self.close()
-            raise
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.close()
-
-    @property
-    def urls(self) -> str:
-        """Every node's URL, separated by commas."""
-        return ",".join(node.url for node in self.nodes)
-
-    @property
-    def running(self) -> Iterator[Node]:
-        return (node for node in self.nodes if node.running)
-
-    def start(self, deadline: float = 2 * BOOT) -> None:
-        """Start every node and wait until each sees all of them. Raises NodeTrouble after `deadline` seconds."""
-        for node in self.nodes:
-            node.launch()
-        for node in self.nodes:
-            node.wait(deadline)
-        for node in self.nodes:
-            node.ctl("await_online_nodes", str(len(self.nodes)), deadline=deadline)
-
-    def leader(self, queue: str) -> Node:
-        """The node that leads this quorum queue, as a node that runs says. Raises NodeTrouble when none does."""
-        for node in self.running:
-            listed = json.loads(node.ctl("list_queues", "name", "leader", "--formatter", "json"))
-            leaders = {row["name"]: row["leader"] for row in listed}
-            for candidate in self.nodes:
-                if leaders.get(queue) == candidate.name and candidate.running:
-                    return candidate
-        raise NodeTrouble(f"no running node leads the queue {queue}")
-
-    def close(self) -> None:
-        """End every node at once (by force: a quorum queue's node that stops in order waits for the others)."""
-        for node in self.nodes:
-            node.kill()
-            node.close()
-        node_guard.stop_epmd(self._epmd.port)
-        self._epmd.release()

@@ -13,10 +13,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -25,11 +23,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tareas.cli import Parser, Trouble, positive, run
-from tareas.local_broker import BOOT, HOST, Claim, Node, NodeTrouble, Programs, find_programs, free, greet
+from tareas.docker_broker import IMAGE, PORT, DockerBroker, call, docker_answers
+from tareas.local_broker import Node
+from tareas.ports import greet
+from tareas.programs import Programs, find_programs
 
-IMAGE = "rabbitmq:4-management"
 FOLDER = Path(__file__).parents[1] / ".broker"
-PORT = 5672
 NOT_HERE = (
     "RabbitMQ is not installed, and Docker's engine does not answer. Install it (Debian, Ubuntu: sudo apt install "
     "rabbitmq-server; macOS: brew install rabbitmq), or start Docker, or name one that runs (--url or AMQP_URL)"
@@ -51,76 +50,6 @@ class Provided:
     node: Node | DockerBroker | None = None
 
 
-class DockerBroker:
-    """RabbitMQ in a container, on the loopback interface only. Its image is downloaded the first time.
-
-    volume: a named volume, for data that outlives the container; without it they end together.
-    """
-
-    def __init__(self, port: int | None = None, volume: str | None = None) -> None:
-        self.container = f"tareas-{secrets.token_hex(4)}"
-        self._claim = Claim() if port is None else None
-        self.port = port or (self._claim.port if self._claim else PORT)
-        self.volume = volume
-
-    @property
-    def url(self) -> str:
-        return f"amqp://guest:guest@{HOST}:{self.port}/%2F"
-
-    @property
-    def running(self) -> bool:
-        done = _call("docker", "inspect", "--format", "{{.State.Running}}", self.container)
-        return done is not None and done.stdout.strip() == "true"
-
-    def create(self, deadline: float = BOOT) -> None:
-        """Make the container and wait for RabbitMQ in it. Raises NodeTrouble."""
-        if not free(self.port):
-            raise NodeTrouble(f"port {self.port} is taken: use what is there, stop it, or choose another port")
-        volume = [f"--volume={self.volume}:/var/lib/rabbitmq"] if self.volume else []
-        # The fixed host name: a node's data belongs to its name, which is rabbit@HOSTNAME.
-        options = ["--detach", f"--name={self.container}", "--hostname=tareas", f"--publish={HOST}:{self.port}:5672"]
-        self._docker("run", *options, *volume, IMAGE, deadline=600)
-        self._wait(deadline)
-
-    def start(self, deadline: float = BOOT) -> None:
-        """Start the container again, and wait for RabbitMQ in it. Raises NodeTrouble."""
-        self._docker("start", self.container)
-        self._wait(deadline)
-
-    def stop(self) -> None:
-        """A clean stop."""
-        self._docker("stop", "--time=30", self.container)
-
-    def kill(self) -> None:
-        """SIGKILL."""
-        self._docker("kill", self.container)
-
-    def close(self) -> None:
-        """Remove the container; without a named volume, its data too."""
-        _call("docker", "rm", "--force", "--volumes", self.container)
-        if self._claim:
-            self._claim.release()
-
-    def _wait(self, deadline: float) -> None:
-        until = time.monotonic() + deadline
-        while greet(self.port) is None:
-            if time.monotonic() > until or not self.running:
-                raise NodeTrouble(f"RabbitMQ in Docker did not answer (docker logs {self.container})")
-            time.sleep(0.2)
-
-    def _docker(self, *arguments: str, deadline: float = 60.0) -> None:
-        done = _call("docker", *arguments, deadline=deadline)
-        if done is None or done.returncode:
-            words = " ".join(done.stderr.split()[-40:]) if done else "no answer"
-            raise NodeTrouble(f"docker {arguments[0]}: {words}")
-
-
-def docker_answers() -> bool:
-    """Whether Docker is installed and its engine runs."""
-    done = _call("docker", "info", "--format", "{{.ServerVersion}}", deadline=15)
-    return done is not None and done.returncode == 0 and bool(done.stdout.strip())
-
-
 def can_install() -> bool:
     """Whether this process may install the system's package."""
     return hasattr(os, "geteuid") and os.geteuid() == 0 and shutil.which("apt-get") is not None
@@ -132,8 +61,8 @@ def install(say: Say = say) -> Programs:
     # RUNLEVEL=1: invoke-rc.d starts no service, which would listen on every interface of this machine.
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}
     apt = ("apt-get", "-qq", "-o", "DPkg::Lock::Timeout=300")
-    _call(*apt, "update", deadline=600, env=environment)  # may fail for a source that we don't need
-    done = _call(*apt, "install", "--no-install-recommends", "rabbitmq-server", deadline=1200, env=environment)
+    call(*apt, "update", deadline=600, env=environment)  # may fail for a source that we don't need
+    done = call(*apt, "install", "--no-install-recommends", "rabbitmq-server", deadline=1200, env=environment)
     programs = find_programs() if done is not None and done.returncode == 0 else None
     if programs is None:
         words = (done.stderr or done.stdout).strip().splitlines()[-1:] if done else ["no answer"]
@@ -219,18 +148,6 @@ def serve(port: int, folder: Path) -> int:
     except KeyboardInterrupt:
         print("Stopped.")
         return 0
-
-
-def _call(
-    *command: str, deadline: float = 60.0, env: dict[str, str] | None = None
-) -> subprocess.CompletedProcess[str] | None:
-    """Run a program of the system. None when it isn't there or does not end within `deadline` seconds."""
-    try:
-        return subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=deadline, env=env
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -12,7 +12,9 @@ from typing import Any
 import pika
 import pytest
 
-from tareas.local_broker import Cluster, Node, Programs
+from tareas.local_broker import Node
+from tareas.local_cluster import Cluster
+from tareas.programs import Programs
 from tests import node_keeper
 from tests.support import Command, Run, versions
 

@@ -19,7 +19,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tareas.cli import Trouble
-from tareas.local_broker import BOOT, Node, Programs
+from tareas.local_broker import BOOT, Node
+from tareas.programs import Programs
 
 FOLDER = "TAREAS_TEST_NODES"  # environment variable: from the controlling process to pytest-xdist's workers
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tareas.local_broker import Node, Programs
+from tareas.local_broker import Node
+from tareas.programs import Programs
 from tests.faults.harness import FULL, Fleet, node_fleet
 
 LIMIT = 3600 if FULL else 300  # seconds for a row: its own waits end long before, and say what was missing

@@ -20,7 +20,8 @@ import pytest
 from pika.exceptions import NackError
 
 from tareas import addresses, broker, dead_letter, dead_letters, delivery, letter
-from tareas.local_broker import Node, Programs
+from tareas.local_broker import Node
+from tareas.programs import Programs
 from tareas.task import encode
 
 ROOT = Path(__file__).resolve().parents[2]

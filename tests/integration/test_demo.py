@@ -21,7 +21,7 @@ import pytest
 
 from demo import main
 from tareas import broker
-from tareas.local_broker import Programs, find_programs
+from tareas.programs import Programs, find_programs
 from tareas.story import stage as stage_module
 from tareas.story.signals import Interrupted, Signals
 from tareas.story.stage import Actor, Missed, Stage

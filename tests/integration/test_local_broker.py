@@ -14,7 +14,10 @@ from pathlib import Path
 import pika
 import pytest
 
-from tareas.local_broker import Claim, Cluster, Node, NodeTrouble, Programs, find_programs, free, greet
+from tareas.local_broker import Node
+from tareas.local_cluster import Cluster
+from tareas.ports import Claim, NodeTrouble, free, greet
+from tareas.programs import Programs, find_programs
 from tests.support import DEADLINE, ROOT, Run
 
 QUORUM = {"x-queue-type": "quorum"}

@@ -18,7 +18,8 @@ import pika
 import pytest
 
 from tareas.keep_alive import KeepAlive
-from tareas.local_broker import Node, Programs
+from tareas.local_broker import Node
+from tareas.programs import Programs
 from tests.faults.harness import SETTLED
 from tests.integration.test_contract import declare, publish, ready, take, told, until, work_arguments
 from tests.support import OPEN, Command, Run

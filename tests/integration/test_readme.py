@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tareas.local_broker import Node, Programs
+from tareas.local_broker import Node
+from tareas.programs import Programs
 from tests.readme import ENGLISH, blocks, commands, masked, shown
 from tests.support import ROOT, Run
 from tests.unit.test_help import call, examples

@@ -17,7 +17,8 @@ import pika
 import pytest
 
 from tareas import broker
-from tareas.local_broker import Node, Programs
+from tareas.local_broker import Node
+from tareas.programs import Programs
 from tests.faults.proxy import Proxy
 from tests.support import DEADLINE, OPEN, Command, Run
 

@@ -9,7 +9,9 @@ from urllib.parse import urlencode
 
 import pytest
 
-from tareas.local_broker import Claim, Node, Programs
+from tareas.local_broker import Node
+from tareas.ports import Claim
+from tareas.programs import Programs
 from tests import certificates
 from tests.certificates import Certificates
 from tests.integration.test_situations import AT_ONCE, ONE_OF_EACH, SECRET, SHORT, Situation, meet, rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import shlex
@@ -16,6 +17,7 @@ COMMANDS = ("producer.py", "worker.py", "admin.py", "demo.py")
 EACH = pytest.mark.parametrize("command", COMMANDS)
 
 
+@functools.cache
 def call(*argv: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, *argv], cwd=ROOT, capture_output=True, text=True, stdin=subprocess.DEVNULL,

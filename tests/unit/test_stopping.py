@@ -142,9 +142,9 @@ def test_after_a_stretch_a_signal_interrupts_nothing() -> None:
 
 def test_the_grace_time_runs_from_the_first_signal() -> None:
     with Stopping(grace=0.02) as stop:
-        signal.raise_signal(signal.SIGTERM)
         began = time.monotonic()
         with pytest.raises(Abandoned):
+            signal.raise_signal(signal.SIGTERM)
             threading.Event().wait(DEADLINE)
         assert 0.01 < time.monotonic() - began < DEADLINE
         assert (stop.requested, stop.abandoned) == (signal.SIGTERM, signal.SIGTERM)

@@ -1,0 +1,74 @@
+"""RabbitMQ nodes on this machine that form a cluster: local_broker's, with one cookie and one port mapper."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+
+from tareas import node_guard
+from tareas.local_broker import BOOT, Node
+from tareas.ports import Claim, NodeTrouble
+from tareas.programs import Programs
+
+
+class Cluster:
+    """RabbitMQ nodes on this machine that form one cluster. As a context manager: started on entry, ended on exit."""
+
+    def __init__(self, folder: str | Path, programs: Programs, size: int = 3, config: str = "") -> None:
+        self.folder = Path(folder).absolute()
+        self._epmd = Claim()
+        names = [f"tareas-{number}" for number in range(1, size + 1)]
+        members = ["cluster_formation.peer_discovery_backend = classic_config"]
+        members += [f"cluster_formation.classic_config.nodes.{n} = {name}@localhost" for n, name in enumerate(names, 1)]
+        settings = "\n".join([*members, config])
+        self.nodes: Sequence[Node] = [
+            Node(self.folder / name, programs, name, config=settings, home=self.folder, epmd=self._epmd.port)
+            for name in names
+        ]
+
+    def __enter__(self) -> "Cluster":
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    @property
+    def urls(self) -> str:
+        """Every node's URL, separated by commas."""
+        return ",".join(node.url for node in self.nodes)
+
+    @property
+    def running(self) -> Iterator[Node]:
+        return (node for node in self.nodes if node.running)
+
+    def start(self, deadline: float = 2 * BOOT) -> None:
+        """Start every node and wait until each sees all of them. Raises NodeTrouble after `deadline` seconds."""
+        for node in self.nodes:
+            node.launch()
+        for node in self.nodes:
+            node.wait(deadline)
+        for node in self.nodes:
+            node.ctl("await_online_nodes", str(len(self.nodes)), deadline=deadline)
+
+    def leader(self, queue: str) -> Node:
+        """The node that leads this quorum queue, as a node that runs says. Raises NodeTrouble when none does."""
+        for node in self.running:
+            listed = json.loads(node.ctl("list_queues", "name", "leader", "--formatter", "json"))
+            leaders = {row["name"]: row["leader"] for row in listed}
+            for candidate in self.nodes:
+                if leaders.get(queue) == candidate.name and candidate.running:
+                    return candidate
+        raise NodeTrouble(f"no running node leads the queue {queue}")
+
+    def close(self) -> None:
+        """End every node at once (by force: a quorum queue's node that stops in order waits for the others)."""
+        for node in self.nodes:
+            node.kill()
+            node.close()
+        node_guard.stop_epmd(self._epmd.port)
+        self._epmd.release()

@@ -1,0 +1,71 @@
+"""RabbitMQ's programs: where they are, and calling one."""
+
+import os
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from tareas.cli import Trouble
+from tareas.ports import NodeTrouble
+
+
+@dataclass(frozen=True)
+class Programs:
+    """RabbitMQ's programs: the folder that holds rabbitmq-server, rabbitmqctl and rabbitmq-plugins."""
+
+    folder: Path
+
+    @property
+    def server(self) -> Path:
+        return self.folder / "rabbitmq-server"
+
+    @property
+    def name(self) -> str:
+        """The version where the path tells it (.../rabbitmq_server-3.10.8/sbin), else the folder's name."""
+        found = re.search(r"rabbitmq_server-(\d+\.\d+)", str(self.server.resolve()))
+        return found[1] if found else self.folder.resolve().name
+
+    def has(self, plugin: str) -> bool:
+        """Whether this plugin is there, as every package lays it down: plugins/ beside the real programs' folder."""
+        return any((self.server.resolve().parent.parent / "plugins").glob(f"{plugin}-*"))
+
+
+def find_programs(folder: str | Path | None = None) -> Programs | None:
+    """RabbitMQ's programs in `folder`, else in $RABBITMQ_BIN, else where packages put them; None: not installed.
+
+    A folder that was named, and holds no RabbitMQ, raises Trouble: another RabbitMQ than the wanted one is no help.
+    On Debian /usr/sbin/rabbitmq-server insists on root or the user rabbitmq; the one in /usr/lib/rabbitmq does not.
+    """
+    named = folder or os.environ.get("RABBITMQ_BIN")
+    if named:
+        programs = Programs(Path(named).absolute())
+        if not os.access(programs.server, os.X_OK):
+            raise Trouble(f"no rabbitmq-server in {named}: name the folder of RabbitMQ's programs (RABBITMQ_BIN)")
+        return programs
+    installed = ["/usr/lib/rabbitmq/bin", "/opt/homebrew/opt/rabbitmq/sbin", "/usr/local/opt/rabbitmq/sbin"]
+    on_path = shutil.which("rabbitmq-server")
+    if on_path:
+        installed.append(str(Path(on_path).resolve().parent))
+    for candidate in installed:
+        if os.access(Path(candidate, "rabbitmq-server"), os.X_OK):
+            return Programs(Path(candidate))
+    return None
+
+
+def ctl(
+    programs: Programs, program: str, *arguments: str, environment: dict[str, str] | None, deadline: float = 60.0
+) -> str:
+    """What one of RabbitMQ's programs prints. Raises NodeTrouble when it fails or takes more than `deadline` s."""
+    command = [str(programs.folder / program), "--quiet", *arguments]
+    said = f"{program} {' '.join(arguments)}"
+    try:
+        done = subprocess.run(
+            command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=deadline
+        )
+    except subprocess.TimeoutExpired:
+        raise NodeTrouble(f"{said}: no answer within {deadline:.0f} s") from None
+    if done.returncode:
+        raise NodeTrouble(f"{said}: {' '.join((done.stderr or done.stdout).split())[:300]}")
+    return done.stdout
