@@ -50,7 +50,7 @@ imagenes: .venv/run
 	$(RUN) -m imagenes $(ARGS)
 
 clean:
-	rm -rf .venv .broker bench/.venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .broker bench/.venv imagenes/.venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/run: requirements.txt | .venv/made

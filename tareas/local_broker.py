@@ -104,6 +104,11 @@ class Node:
         return self.folder / "log"
 
     @property
+    def has_data(self) -> bool:
+        """Whether it has been started before."""
+        return any((self.folder / "data").glob("*"))
+
+    @property
     def _pid_file(self) -> Path:
         return self.folder / "pid"
 

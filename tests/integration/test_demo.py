@@ -222,13 +222,11 @@ def test_a_picture_that_cannot_be_written_in_the_end_is_no_success(demo: Any, la
 @pytest.mark.parametrize(
     ("scenario", "moment", "number"),
     [
-        ("all", "connected", signal.SIGINT),
         ("kill", "KILLED", signal.SIGTERM),
         ("poison", "poison in attempt 1", signal.SIGINT),
         ("restart", "RabbitMQ  KILLED", signal.SIGINT),
         ("restart", "  waiting   trying again", signal.SIGTERM),
         ("retry", "  requeued", signal.SIGHUP),
-        ("retry", "  stopping  SIGTERM", signal.SIGINT),
     ],
 )
 def test_a_signal_ends_it_and_leaves_nothing_behind(demo: Any, scenario: str, moment: str, number: int) -> None:

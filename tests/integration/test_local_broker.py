@@ -15,7 +15,6 @@ import pika
 import pytest
 
 from tareas.local_broker import Node
-from tareas.local_cluster import Cluster
 from tareas.ports import Claim, NodeTrouble, free, greet
 from tareas.programs import Programs, find_programs
 from tests.support import DEADLINE, ROOT, Run
@@ -114,33 +113,6 @@ def test_two_nodes_side_by_side_know_nothing_of_each_other(own_node: Node, url: 
         assert other.ctl("list_queues", "name") == "name\n" or "mine" not in other.ctl("list_queues", "name")
         assert greet(other.port) == other.version
         assert greet(pika.URLParameters(url).port)
-
-
-@pytest.mark.cluster
-@pytest.mark.timeout(400)
-def test_a_cluster_of_three_outlives_the_leaders_node(cluster: Cluster) -> None:
-    first, second, third = cluster.nodes
-    with channel(first.url) as opened:
-        opened.queue_declare("shared", durable=True, arguments=QUORUM)
-        opened.basic_publish("", "shared", b"kept", PERSISTENT)
-    leader = cluster.leader("shared")
-    leader.kill()
-    others = [node for node in (first, second, third) if node is not leader]
-    until = time.monotonic() + DEADLINE
-    while True:
-        try:
-            assert cluster.leader("shared") in others
-            break
-        except NodeTrouble:
-            assert time.monotonic() < until
-    with channel(others[0].url) as opened:
-        assert opened.basic_get("shared", auto_ack=True)[2] == b"kept"
-    leader.start()
-    leader.ctl("await_online_nodes", "3")
-    assert cluster.urls.count(",") == 2
-    folder = cluster.folder
-    cluster.close()
-    assert nothing_left_behind(folder)
 
 
 def test_a_node_does_not_outlive_its_killed_owner(programs: Programs, tmp_path: Path, run: Run) -> None:
