@@ -1,282 +1,314 @@
-"""Make every picture of the README from real runs: python -m imagenes [NAME ...]
+"""Make every picture of the README from real runs: make imagenes, or python -m imagenes [NAME ...]
 
-Each picture is what a command printed in a terminal of its own (an SVG of that screen), a page of RabbitMQ's
-management interface in a headless browser, or a plot of what workers told with --json. Nothing is drawn by hand.
-Needs Chromium for the page, and RabbitMQ's programs with their management plugin.
+Each picture is the screen of a terminal where the commands in it were typed, a page of RabbitMQ's management interface
+in a headless browser, or a plot of what workers and the demo told. Nothing is drawn by hand. What it needs is put into
+imagenes/.venv; Chromium (Debian: apt install chromium) and RabbitMQ with its management plugin have to be there.
+Linux and macOS.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
-import pty
-import re
-import select
 import shutil
 import signal
-import struct
 import subprocess
 import sys
 import tempfile
-import termios
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pyte
-from rich.console import Console
-from rich.style import Style
-from rich.terminal_theme import TerminalTheme
-from rich.text import Text
+if TYPE_CHECKING:
+    from imagenes.terminal import Terminal
+    from tareas.local_broker import Node
 
-from tareas.local_broker import Node, find_programs
-
-HERE = Path(__file__).parent
+PORT = 5672
+HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-COLUMNS, ROWS = 88, 30
+VENV = HERE / ".venv"
 DEADLINE = 120.0  # seconds
-THEME = TerminalTheme(
-    (250, 250, 248), (30, 32, 36),
-    [(30, 32, 36), (178, 34, 34), (22, 120, 60), (150, 95, 0), (30, 90, 180), (140, 50, 140), (0, 115, 130),
-     (90, 92, 96)],
-)  # fmt: skip
+# Where the pictures are taken: a copy with nothing but the project in it.
+LEFT_OUT = shutil.ignore_patterns(".*", "__pycache__", "imagenes", "bench", "tests")
 
 
-class Terminal:
-    """A command on a terminal of its own, and what its screen shows."""
+class Scene:
+    """A folder like a fresh clone, with its environment made; mostly a RabbitMQ, at the usual port if that is free."""
 
-    def __init__(self, command: str, url: str, rows: int = ROWS) -> None:
-        self.title = command
-        self.screen = pyte.Screen(COLUMNS, rows)
-        self._stream = pyte.ByteStream(self.screen)
-        pid, self._fd = pty.fork()
-        if pid == 0:
-            fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", rows, COLUMNS, 0, 0))
-            path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-            environment = {**os.environ, "AMQP_URL": url, "TERM": "xterm-256color", "PATH": path}
-            environment.pop("NO_COLOR", None)
-            os.chdir(ROOT)
-            os.execvpe("sh", ["sh", "-c", f"exec {command}" if "|" not in command and ";" not in command else command],
-                       environment)
-        self.pid = pid
+    def __init__(self, folder: Path, node: Node | None) -> None:
+        self.folder = folder
+        self._node = node
+        self._terminals: list[Terminal] = []
+        kept = {key: value for key, value in os.environ.items() if key not in ("AMQP_URL", "NO_COLOR", "VIRTUAL_ENV")}
+        self.environment = kept | {"PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+        self.with_programs = {"PATH": f"{folder / '.venv' / 'bin'}:{os.environ['PATH']}"}
+        if node is not None and node.port != PORT:
+            self.with_programs["AMQP_URL"] = node.url
 
     @property
-    def text(self) -> str:
-        return "\n".join(line.rstrip() for line in self.screen.display).rstrip()
+    def node(self) -> Node:
+        assert self._node is not None
+        return self._node
 
-    def until(self, done: Callable[[str], bool] | str | None) -> Terminal:
-        """Follow the screen until it shows this; None: until the command ends."""
-        end = time.monotonic() + DEADLINE
-        while time.monotonic() < end:
-            if (isinstance(done, str) and done in self.text) or (callable(done) and done(self.text)):
-                return self
-            if select.select([self._fd], [], [], 0.1)[0]:
-                try:
-                    data = os.read(self._fd, 65536)
-                except OSError:  # Linux's way to say that the other side is closed
-                    data = b""
-                if not data:
-                    if done is None:
-                        return self
-                    break
-                self._stream.feed(data)
-        raise SystemExit(f"imagenes: {self.title}: not seen in time; its screen:\n{self.text}")
+    def terminal(self, *, fresh: bool = False, columns: int = 80) -> Terminal:
+        """A terminal there, where .venv is active already unless it is a fresh one."""
+        from imagenes.terminal import Terminal
 
-    def end(self, signum: int = signal.SIGINT) -> Terminal:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid, signum)
-        self.until(None)
-        os.waitpid(self.pid, 0)
-        return self
+        terminal = Terminal(self.folder, self.environment | ({} if fresh else self.with_programs), columns)
+        self._terminals.append(terminal)
+        return terminal
 
-    def save(self, name: str, title: str | None = None) -> None:
-        lines = [self._line(y) for y in range(self.screen.lines)]
-        while lines and not lines[-1].plain.strip():
-            lines.pop()
-        save_svg(name, [Text(f"$ {title or self.title}", style="bold"), *lines])
+    def call(self, *command: str, **options: Any) -> subprocess.Popen[str]:
+        """A command without a terminal."""
+        return subprocess.Popen(
+            command, cwd=self.folder, env=self.environment | self.with_programs, text=True, **options
+        )
 
-    def _line(self, y: int) -> Text:
-        line = Text()
-        for x in range(self.screen.columns):
-            cell = self.screen.buffer[y][x]
-            colour = {"default": None, "brown": "yellow"}.get(cell.fg, cell.fg)
-            if colour and re.fullmatch(r"[0-9a-f]{6}", colour):
-                colour = f"#{colour}"
-            elif colour and colour.startswith("bright"):
-                colour = f"bright_{colour[6:]}"
-            line.append(cell.data, Style(color=colour, bold=cell.bold, reverse=cell.reverse))
-        line.rstrip()
-        return line
-
-
-def save_svg(name: str, lines: list[Text]) -> None:
-    """One picture of these terminal lines."""
-    with open(os.devnull, "w") as nowhere:
-        console = Console(record=True, width=COLUMNS, file=nowhere, force_terminal=True, color_system="truecolor")
-        for line in lines:
-            console.print(line, soft_wrap=False, no_wrap=True, highlight=False)
-        svg = console.export_svg(title="", theme=THEME)
-    svg = re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL)  # no font from another host
-    svg = svg.replace("Fira Code, monospace", "ui-monospace, Menlo, Consolas, 'DejaVu Sans Mono', monospace")
-    (HERE / name).write_text(svg)
-
-
-@contextlib.contextmanager
-def node() -> Iterator[Node]:
-    programs = find_programs()
-    if programs is None:
-        raise SystemExit("imagenes: RabbitMQ's programs are not there (make demo installs or names them)")
-    folder = Path(tempfile.mkdtemp(prefix="tareas-imagenes-"))
-    try:
-        with Node(folder, programs, management=True) as running:
-            yield running
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    def close(self) -> None:
+        for terminal in self._terminals:
+            terminal.close()
 
 
 # -- the pictures
 
 
-def environment(rabbitmq: Node) -> None:
-    """The virtual environment and what it holds."""
-    with tempfile.TemporaryDirectory() as folder:
-        steps = f"python3 -m venv {folder}/v; {folder}/v/bin/pip install -q -r requirements.txt 2>/dev/null; " \
-                f"{folder}/v/bin/pip list --disable-pip-version-check 2>/dev/null"
-        terminal = Terminal(steps, rabbitmq.url, 16).until(None)
-    terminal.save("environment.svg", "python3 -m venv .venv && .venv/bin/pip install -q -r requirements.txt"
-                                     " && .venv/bin/pip list")
+def environment(scene: Scene) -> None:
+    """The environment and the installation."""
+    (scene.folder / ".venv").unlink()
+    terminal = scene.terminal(fresh=True)
+    terminal.run("python3 -m venv .venv", ". .venv/bin/activate", "pip install -qq -r requirements.txt", "pip list")
+    terminal.save(HERE / "environment.svg")
 
 
-def service(rabbitmq: Node) -> None:
-    """make broker."""
-    with tempfile.TemporaryDirectory() as folder:
-        port = rabbitmq._claim()
-        terminal = Terminal(f"{sys.executable} -m tareas.private_broker --port {port} --folder {folder}", rabbitmq.url)
-        terminal.until("Ctrl+C")
-        terminal.end()
-    terminal.save("service.svg", "make broker")
+def service(scene: Scene) -> None:
+    """The service coming up, and stopped with Ctrl+C."""
+    terminal = scene.terminal(fresh=True)
+    terminal.start("make broker" if free() else "make broker ARGS='--port 5673'", "Ctrl+C stops it.")
+    terminal.interrupt()
+    terminal.save(HERE / "service.svg")
 
 
-def producer(rabbitmq: Node) -> None:
-    Terminal("python producer.py --count 12 --complexity 0.5-3 --seed 7", rabbitmq.url).until(None).save("producer.svg")
+def producer(scene: Scene) -> None:
+    """A producer."""
+    terminal = scene.terminal()
+    terminal.run("python producer.py")
+    terminal.save(HERE / "producer.svg")
 
 
-def worker(rabbitmq: Node) -> None:
-    """In the middle of its fourth task."""
-    terminal = Terminal("python worker.py worker-1", rabbitmq.url)
-    terminal.until(lambda text: text.count("done ") >= 3)
-    shown = time.monotonic() + 0.6
-    terminal.until(lambda text: time.monotonic() > shown)
-    terminal.save("worker.svg")
-    terminal.end()
-    Terminal("python worker.py --drain", rabbitmq.url).until(None)
+def worker(scene: Scene) -> None:
+    """A worker in the middle of a task."""
+    terminal = scene.terminal()
+    terminal.run("python producer.py --count 8 --complexity 0.5-3 --seed 7")
+    terminal.clear()
+    terminal.start("python worker.py worker-1", lambda text: text.count("done ") == 4)
+    # The bar of a task that takes long enough, past its first half.
+    terminal.until(lambda text: "━" * 15 in text)
+    terminal.save(HERE / "worker.svg")
 
 
-def balance(rabbitmq: Node) -> None:
-    """Four workers, 60 tasks: a plot of tasks and busy seconds."""
+def balance(scene: Scene) -> None:
+    """Four workers: a plot of how many tasks each has done, and how long each was busy."""
+    logs = [scene.folder / f"worker-{number}.jsonl" for number in range(1, 5)]
+    workers = []
+    for log in logs:
+        with log.open("w") as stdout:
+            workers.append(scene.call("python", "worker.py", log.stem, "--json", stdout=stdout))
+    wait(lambda: all(told(log, "connected") for log in logs), "four workers that are connected")
+    count = ("--count", "60", "--complexity", "0.1-1.5", "--seed", "4")
+    scene.call("python", "producer.py", *count, stdout=subprocess.DEVNULL).wait(DEADLINE)
+    wait(lambda: sum(len(told(log, "done")) for log in logs) == 60, "60 tasks that are done")
+    for process in workers:
+        process.send_signal(signal.SIGTERM)
+        process.wait(DEADLINE)
+    plot([log.stem for log in logs], [told(log, "stopped")[0] for log in logs])
+
+
+def plot(names: Sequence[str], ends: Sequence[dict[str, Any]]) -> None:
+    """Two panels of bars, one of each a worker. ends: the `stopped` events."""
     import matplotlib
 
     matplotlib.use("Agg")
+    matplotlib.rcParams.update({"svg.hashsalt": "tareas", "font.family": "DejaVu Sans", "font.size": 12})
     import matplotlib.pyplot as plt
 
-    run = {"env": {**os.environ, "AMQP_URL": rabbitmq.url}, "cwd": ROOT, "stdout": subprocess.PIPE, "text": True}
-    count = ["--count", "60", "--complexity", "0.05-0.6", "--seed", "4"]
-    subprocess.run([sys.executable, "producer.py", *count], check=True, **run)  # type: ignore[call-overload]
-    names = [f"worker-{n}" for n in range(1, 5)]
-    workers = [subprocess.Popen([sys.executable, "worker.py", name, "--drain", "--json"], **run)  # type: ignore
-               for name in names]  # fmt: skip
-    tasks, busy = [], []
-    for process in workers:
-        last = json.loads(process.communicate(timeout=DEADLINE)[0].splitlines()[-1])
-        tasks.append(last["processed"])
-        busy.append(last["busy"])
-    figure, axes = plt.subplots(1, 2, figsize=(8, 2.6), sharey=True)
-    for axis, values, label in zip(axes, (tasks, busy), ("tasks done", "seconds busy"), strict=True):
-        bars = axis.barh(names, values, color="#1e5ab4")
-        axis.bar_label(bars, [f"{value:g}" for value in values], padding=3)
-        axis.set_xlabel(label)
-        axis.set_xlim(0, max(values) * 1.15)
-        axis.spines[["top", "right"]].set_visible(False)
-    axes[0].invert_yaxis()
-    figure.suptitle("60 tasks of 0.05 to 0.6 s, four workers, prefetch 1", fontsize=11)
+    figure, grid = plt.subplots(1, 2, figsize=(10, 3.1), sharey=True, facecolor="#fbfbf8")
+    for axes, fact, label, form in ((grid[0], "processed", "tasks done", "{:.0f}"),
+                                    (grid[1], "busy", "seconds busy", "{:.1f}")):  # fmt: skip
+        values = [end[fact] for end in ends]
+        bars = axes.barh(names, values, color="#2f66b0", height=0.66)
+        axes.bar_label(bars, [form.format(value) for value in values], padding=4)
+        axes.set_title(f"{label}, {form.format(sum(values))} in all", fontsize=12, loc="left")
+        axes.set_xlim(0, max(values) * 1.12)
+        axes.set_xticks([])
+        axes.tick_params(length=0)
+        axes.spines[["top", "right", "bottom"]].set_visible(False)
+        axes.set_facecolor("#fbfbf8")
+    grid[0].invert_yaxis()
+    figure.suptitle("producer.py --count 60 --complexity 0.1-1.5: whoever is free gets the next task", x=0.012,
+                    ha="left", fontsize=13, fontweight="bold")  # fmt: skip
     figure.tight_layout()
-    figure.savefig(HERE / "balance.png", dpi=150)
+    figure.savefig(HERE / "balance.svg", metadata={"Date": None})
 
 
-def kill(rabbitmq: Node) -> None:
-    """The demo's chapter of a killed worker, with its timeline."""
-    Terminal("python demo.py --scenario kill", rabbitmq.url, 60).until(None).save("kill.svg")
+def kill(scene: Scene) -> None:
+    """A worker that is killed: the demo's own picture of its timeline."""
+    scene.environment.pop("AMQP_URL", None)
+    (scene.folder / "imagenes").mkdir()
+    scene.terminal().run("python demo.py --scenario kill --save imagenes/kill.svg")
+    shutil.copyfile(scene.folder / "imagenes" / "kill.svg", HERE / "kill.svg")
 
 
-def restart(rabbitmq: Node) -> None:
+def restart(scene: Scene) -> None:
     """A worker while its broker is restarted."""
-    Terminal("python producer.py --count 6 --complexity 0.6-1.2 --seed 2", rabbitmq.url).until(None)
-    terminal = Terminal("python worker.py worker-1", rabbitmq.url).until(lambda text: text.count("done ") >= 2)
-    rabbitmq.stop()
-    rabbitmq.start()
-    terminal.until(lambda text: text.count("done ") >= 6)
-    terminal.end()
-    terminal.save("restart.svg")
+    terminal = scene.terminal()
+    terminal.run("python producer.py --count 5 --complexity 1-2 --seed 2")
+    terminal.clear()
+    terminal.start("python worker.py worker-1", lambda text: text.count("started ") == 3)
+    scene.node.stop()
+    terminal.until("waiting ")
+    scene.node.start()
+    terminal.until(lambda text: text.count("done ") >= 5)
+    terminal.save(HERE / "restart.svg")
 
 
-def dead(rabbitmq: Node) -> None:
-    """Two dead letters with their reasons."""
-    tasks = ['{"id": "resize-17", "complexity": 0.2, "fail_attempts": 9}', '{"id": "no-complexity"}']
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "tasks.jsonl")
-        path.write_text("\n".join(tasks) + "\n")
-        Terminal(f"python producer.py {path}", rabbitmq.url).until(None)
-    Terminal("python worker.py worker-1 --drain --retry-delay 0", rabbitmq.url).until(None)
-    Terminal("python admin.py dead", rabbitmq.url).until(None).save("dead.svg")
+def dead(scene: Scene) -> None:
+    """Two dead letters: how they came to be, and what is kept of the reason."""
+    fails: tuple[int | str, ...] = (9, "often")
+    lines = [json.dumps({"id": f"resize-{number}", "complexity": 0.2, "fail_attempts": fail}) + "\n"
+             for number, fail in enumerate(fails, 17)]  # fmt: skip
+    (scene.folder / "tasks.jsonl").write_text("".join(lines))
+    terminal = scene.terminal(columns=110)
+    terminal.run("python producer.py tasks.jsonl")
+    terminal.clear()
+    terminal.run("python worker.py worker-1 --drain --max-attempts 2 --retry-delay 0", "python admin.py dead")
+    terminal.save(HERE / "dead.svg")
 
 
-def routing(rabbitmq: Node) -> None:
-    """The management page of the queue: its arguments, its binding to the default exchange, its consumers."""
+def routing(scene: Scene) -> None:
+    """The management page of the queue: its binding to the default exchange, and its consumers."""
     from playwright.sync_api import sync_playwright
 
-    Terminal("python producer.py --count 3 --complexity 30", rabbitmq.url).until(None)
-    workers = [Terminal(f"python worker.py worker-{n}", rabbitmq.url).until("started") for n in (1, 2)]
-    try:
-        with sync_playwright() as play:
-            flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync"]
-            browser = play.chromium.launch(executable_path=shutil.which("chromium"), args=flags)
-            page: Any = browser.new_page(viewport={"width": 1000, "height": 900})
-            page.goto(f"{rabbitmq.management_url}#/login/guest/guest")
-            page.wait_for_selector("#logout, #user", timeout=60_000)
-            page.goto(f"{rabbitmq.management_url}#/queues/%2F/tareas_distribuidas")
-            page.wait_for_selector("h2:has-text('Bindings')", timeout=60_000)
-            page.wait_for_function("document.body.innerText.includes('worker-2')", timeout=60_000)
-            for title in ("Consumers", "Bindings"):
-                section = page.locator(f"div.section:has(> h2:has-text('{title}'))").first
-                if "section-hidden" in (section.get_attribute("class") or ""):
-                    section.locator("h2").first.click()
-            page.evaluate("""() => { for (const e of document.querySelectorAll('div.section, div.section-hidden')) {
-                const title = e.querySelector('h2')?.innerText || '';
-                if (!/Consumers|Bindings/.test(title)) e.style.display = 'none'; } }""")
-            page.locator("#main").screenshot(path=str(HERE / "routing.png"))
-            browser.close()
-    finally:
-        for terminal in workers:
-            terminal.end(signal.SIGKILL)
+    terminal = scene.terminal()
+    terminal.run("python producer.py --count 6 --complexity 60")
+    for number in (1, 2):
+        scene.terminal().start(f"python worker.py worker-{number}", "started ")
+    with sync_playwright() as play:
+        flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync"]
+        browser = play.chromium.launch(executable_path=chromium(), args=flags)
+        page = browser.new_page(viewport={"width": 860, "height": 1000}, device_scale_factor=2)
+        page.goto(f"{scene.node.management_url}")
+        page.fill("input[name=username]", "guest")
+        page.fill("input[name=password]", "guest")
+        page.click("input[type=submit]")
+        page.wait_for_selector("#logout", timeout=60_000)
+        page.goto(f"{scene.node.management_url}#/queues/%2F/tareas_distribuidas")
+        page.wait_for_selector("h2:has-text('Bindings')", timeout=60_000)
+        page.wait_for_function(COMPLETE, timeout=60_000)  # RabbitMQ counts every five seconds
+        page.add_style_tag(content=HIDDEN)
+        page.evaluate(OPENED, ["Overview", "Consumers", "Bindings"])
+        page.locator("#main").screenshot(path=str(HERE / "routing.png"))
+        browser.close()
 
 
-PICTURES = (environment, service, routing, producer, worker, balance, kill, dead, restart)
+# What is not about routing: the page's head, diagrams, rows that are empty, and the form for more bindings.
+HIDDEN = """#header, #rhs, #footer, #main form, #main h3, #main .section:first-of-type .hider > :not(table.facts),
+    #main .section:first-of-type table.facts-l:first-of-type > tbody > tr + tr { display: none !important; }
+    #main { padding: 4px 16px 12px !important; margin: 0 !important; background: #fff; }"""
+COMPLETE = "/worker-2/.test(document.body.textContent) && !/NaN/.test(document.body.textContent)"
+# Leaves these sections, opened.
+OPENED = """(titles) => {
+    for (const section of document.querySelectorAll('#main > div.section, #main > div.section-hidden')) {
+        const title = section.querySelector('h2')?.textContent || '';
+        if (!titles.some((each) => title.startsWith(each))) section.style.display = 'none';
+        else if (section.classList.contains('section-hidden')) section.querySelector('h2').click();
+    }
+}"""
 
 
-def main(names: list[str]) -> int:
+# -- how they are made
+
+
+def told(log: Path, word: str) -> list[dict[str, Any]]:
+    """The events of this kind in a log that is still being written."""
+    lines = [line for line in log.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    return [event for event in map(json.loads, lines) if event["event"] == word]
+
+
+def wait(seen: Any, what: str) -> None:
+    end = time.monotonic() + DEADLINE
+    while not seen():
+        if time.monotonic() > end:
+            raise SystemExit(f"imagenes: not seen in time: {what}")
+        time.sleep(0.05)
+
+
+def free() -> bool:
+    from tareas import ports
+
+    return ports.free(PORT)
+
+
+def chromium() -> str:
+    names = ("chromium", "chromium-browser", "google-chrome")
+    found = next(filter(None, map(shutil.which, names)), None)
+    if found is None:
+        raise SystemExit("imagenes: routing needs Chromium: sudo apt install chromium (other pictures: name them)")
+    return found
+
+
+@contextlib.contextmanager
+def scene(name: str) -> Iterator[Scene]:
+    """A fresh one for each picture: none depends on another."""
+    from tareas.local_broker import Node
+    from tareas.programs import find_programs
+
+    programs = find_programs()
+    if programs is None:
+        raise SystemExit("imagenes: RabbitMQ is not installed: python -m tareas.private_broker --install")
+    with tempfile.TemporaryDirectory(prefix="imagenes-", ignore_cleanup_errors=True) as place, contextlib.ExitStack() \
+            as stack:
+        folder = Path(place, "tareas-distribuidas")
+        shutil.copytree(ROOT, folder, ignore=LEFT_OUT)
+        (folder / ".venv").symlink_to(ROOT / ".venv")
+        node = None
+        if name not in ("environment", "service", "kill"):
+            port = PORT if free() else None
+            node = stack.enter_context(Node(Path(place, "node"), programs, port=port, management=True))
+        yield stack.enter_context(contextlib.closing(Scene(folder, node)))
+
+
+def prepare() -> None:
+    """Make .venv and imagenes/.venv if they are not there, and go on in the latter."""
+    subprocess.run(["make", "-s", ".venv/run"], cwd=ROOT, check=True)
+    wanted, made = HERE / "requirements.txt", VENV / "made"
+    python = VENV / "bin" / "python"
+    if not made.exists() or made.stat().st_mtime < wanted.stat().st_mtime:
+        print(f"installing what draws pictures into {VENV.relative_to(ROOT)} ...", flush=True)
+        subprocess.run([sys.executable, "-m", "venv", VENV], check=True)
+        pip = ["-m", "pip", "install", "-q", "--disable-pip-version-check", "-r"]
+        subprocess.run([python, *pip, wanted], check=True)
+        made.touch()
+    if Path(sys.prefix) != VENV:
+        os.chdir(ROOT)
+        os.execv(python, [str(python), "-m", "imagenes", *sys.argv[1:]])
+
+
+PICTURES = (routing, service, environment, producer, worker, balance, kill, restart, dead)
+
+
+def main(names: Sequence[str]) -> int:
     known = {picture.__name__: picture for picture in PICTURES}
-    unknown = [name for name in names if name not in known]
-    if unknown:
+    if unknown := [name for name in names if name not in known]:
         print(f"imagenes: no picture {unknown[0]!r}: choose from {', '.join(known)}", file=sys.stderr)
         return 2
+    prepare()
+    if "routing" in (names or known):
+        chromium()  # said now, not after some minutes
     for name in names or known:
-        with node() as rabbitmq:  # a fresh one each: no picture depends on another
-            if name in ("worker",):
-                Terminal("python producer.py --count 12 --complexity 0.5-3 --seed 7", rabbitmq.url).until(None)
-            known[name](rabbitmq)
+        with scene(name) as made:
+            known[name](made)
         print(f"{name}: made", flush=True)
     return 0
 
