@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 from typing import Any
 
+TURN = 0.25  # seconds between two looks of a rest
 REPEAT = 1.0  # seconds in which a second signal counts as the first: terminals and supervisors send it more than once
 
 
@@ -72,8 +73,14 @@ class Stopping:
         raise Abandoned
 
     def rest(self, seconds: float) -> None:
-        """Wait so many seconds, or until the first signal."""
-        self._wake.wait(seconds)
+        """Wait so many seconds, or until the first signal.
+
+        In short turns: the system may give a signal to another thread (one that a handler of the user's started, say),
+        and Python runs its handler only when this one, the main thread, comes back from waiting.
+        """
+        until = time.monotonic() + seconds
+        while not self._wake.is_set() and (left := until - time.monotonic()) > 0:
+            self._wake.wait(min(left, TURN))
 
     @contextlib.contextmanager
     def interruptible(self) -> Iterator[None]:
