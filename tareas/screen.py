@@ -113,7 +113,7 @@ class Screen:
 
     def _line(self, label: str, style: str, task: str, text: str, part: float | None) -> Text:
         """At most as wide as the terminal: first the bar gets shorter, then the task's id."""
-        # Three stay free: some terminals wrap as soon as the last is written, and ^C, echoed behind the line, takes two.
+        # Three stay free: some terminals wrap as soon as the last is written, and ^C, which they echo, takes two.
         columns = max(self._columns() - 3, 1)
         dots: OverflowMethod = "ellipsis" if self._bar[0] == "━" else "crop"
         line = Text.assemble(f"{self._who}  ", (f"{label:<9} ", self._styles(style)))

@@ -13,7 +13,6 @@ import pika
 import pytest
 
 from tareas.local_broker import Node
-from tareas.local_cluster import Cluster
 from tareas.programs import Programs
 from tests import node_keeper
 from tests.support import Command, Run, versions
@@ -61,23 +60,13 @@ def url(programs: Programs) -> str:
 @pytest.fixture
 def own_node(programs: Programs, tmp_path: Path) -> Iterator[Node]:
     """A node of the test's own, running: to kill, stop and start again."""
-    yield from _running(Node(tmp_path / "node", programs))
-
-
-@pytest.fixture
-def cluster(programs: Programs, tmp_path: Path) -> Iterator[Cluster]:
-    """Three nodes that form a cluster, running."""
-    yield from _running(Cluster(tmp_path / "cluster", programs))
-
-
-def _running(nodes: Any) -> Iterator[Any]:
+    node = Node(tmp_path / "node", programs)
     try:
-        nodes.start()
-        yield nodes
+        node.start()
+        yield node
     finally:
-        if isinstance(nodes, Node):
-            nodes.kill()  # quicker than in order, and nobody wants its data
-        nodes.close()
+        node.kill()  # quicker than in order, and nobody wants its data
+        node.close()
 
 
 @pytest.fixture
@@ -108,13 +97,13 @@ def queue(url: str) -> Iterator[str]:
 def run(request: pytest.FixtureRequest) -> Iterator[Run]:
     """`run("worker.py", "worker-1", "--json")` starts a command; whatever still runs is killed afterwards.
 
-    $AMQP_URL is that of the test's RabbitMQ: own_node, cluster or url, whichever the test asks for.
+    $AMQP_URL is that of the test's RabbitMQ: own_node or url, whichever the test asks for.
     """
     broker = NOBODY
-    for fixture in ("url", "cluster", "own_node"):
+    for fixture in ("url", "own_node"):
         if fixture in request.fixturenames:
             found = request.getfixturevalue(fixture)
-            broker = found if isinstance(found, str) else found.urls if isinstance(found, Cluster) else found.url
+            broker = found if isinstance(found, str) else found.url
     commands: list[Command] = []
 
     def start(*argv: object, env: dict[str, str | None] | None = None, **options: Any) -> Command:
