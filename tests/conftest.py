@@ -35,8 +35,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """With --dist loadgroup, tests that share a node run in one process, so that it is started once a version."""
     for item in items:
         if shared := LASTING & set(getattr(item, "fixturenames", ())):
-            programs = item.callspec.params["programs"]  # type: ignore[attr-defined]
-            item.add_marker(pytest.mark.xdist_group(f"{min(shared)}-{programs and programs.name}"))
+            version = getattr(getattr(item, "callspec", None), "params", {}).get("programs")
+            item.add_marker(pytest.mark.xdist_group(f"{min(shared)}-{version and version.name}"))
 
 
 @pytest.fixture(scope="session", params=PARAMS, ids=lambda programs: programs.name if programs else "none")
