@@ -19,7 +19,7 @@ from tests.support import Command, Run, versions
 
 NOBODY = "amqp://guest:guest@127.0.0.1:1/%2F"  # nothing listens at port 1: no test reaches the machine's own RabbitMQ
 VERSIONS = versions()
-LASTING = {"lasting_node", "lasting_cluster", "lasting", "node", "secure"}  # fixtures that several tests share
+LASTING = {"lasting_node", "lasting", "node", "secure"}  # fixtures that several tests share
 PARAMS: list[Programs | None] = list(VERSIONS) or [None]  # None: not installed, and a test that needs it says so
 
 
