@@ -21,6 +21,7 @@ import pika
 from tareas import addresses, broker, delivery, reasons
 from tareas.cli import Parser, Trouble, complexity_range, positive, run, seconds
 from tareas.events import Events
+from tareas.outbox import Outbox
 from tareas.reconnect import Rests
 from tareas.sources import BadLine, Item, Sample, Source, open_source
 from tareas.stopping import Abandoned, Stopping
@@ -59,6 +60,7 @@ class Producer:
         self.rests = Rests(self.tell)
         self._connection: Any = None
         self._channel: Any = None
+        self._outbox: Any = None
         self._address = self.addresses[0]
         self._window = Window()
         self._declaring = ""
@@ -143,6 +145,7 @@ class Producer:
 
     def _on_channel(self, channel: Any) -> None:
         self._channel = channel
+        self._outbox = Outbox(self._connection, channel, self.queue, self._properties)
         channel.add_on_close_callback(self._on_channel_closed)
         channel.add_on_return_callback(self._on_return)
         channel.confirm_delivery(self._on_confirm, callback=lambda _: self._declare(broker.declarations(self.queue)))
@@ -170,22 +173,20 @@ class Producer:
         """Publish until the window is full or the source has nothing more for now."""
         if not self._ready or self._blocked or self._full or self._declaring:
             return
-        properties = self._properties
-        properties.timestamp = int(time.time())
-        window = self._window
+        window, outbox = self._window, self._outbox
         while window.has_room() and not self.stopping.requested:
             again = bool(window.again)
             item = window.again.popleft() if again else self._take()
             if item is None:
                 break
-            properties.message_id = item.id
             window.published(item)
             if self.events.as_json:
                 if again:
                     self.tell("published", id=item.id, again=True)
                 else:
                     self.tell("published", id=item.id)
-            self._channel.basic_publish("", self.queue, item.body, properties, mandatory=True)
+            outbox.publish(item.id, item.body)
+        outbox.flush()
         if self._finished() and self._connection.is_open:
             self._close()
 

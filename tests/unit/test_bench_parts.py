@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tareas.events import Events
 from tareas.task import decode
+from tests.unit.test_outbox import Wire, properties
 
 BODY = b'{"id":"task-00000001","complexity":0.25,"pad":"' + b"x" * 51 + b'"}'
 ROUNDS, CALLS = 60, 50
@@ -46,3 +47,22 @@ def test_an_event_is_told_at_little_more_than_the_cost_of_writing_its_line(tmp_p
             plain.flush()
 
         assert ratio(lambda: events.tell("done", **facts), write) < BOUND  # measured: 1.2
+
+
+def test_a_task_is_published_at_a_fraction_of_the_cost_of_pika_s_own_publish() -> None:
+    wire, own = Wire(), properties()
+    box = wire.outbox(own)
+
+    def ours() -> None:
+        for _ in range(20):
+            box.publish("task-00000001", BODY)
+        box.flush()
+        wire.sent.clear()
+
+    def pikas() -> None:
+        for _ in range(20):
+            own.message_id = "task-00000001"
+            wire.basic_publish("", "a_queue", BODY, own, mandatory=True)
+        wire.sent.clear()
+
+    assert ratio(ours, pikas) < 0.5  # measured: 0.13

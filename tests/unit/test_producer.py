@@ -142,11 +142,17 @@ class Channel:
         else:
             self._connection.ioloop.soon.append(lambda: callback(None))
 
+    channel_number = 7
+
     def basic_publish(self, exchange: str, queue: str, body: bytes, properties: Any, mandatory: bool) -> None:
+        """Of a message too big for one frame."""
+        self.arrived(exchange, queue, body, copy.copy(properties), mandatory)
+
+    def arrived(self, exchange: str, queue: str, body: bytes, properties: Any, mandatory: bool) -> None:
         assert self.is_open and self.confirms
         tag = next(self._tags)
         self._connection.sent[tag] = SimpleNamespace(
-            exchange=exchange, queue=queue, body=body, properties=copy.copy(properties), mandatory=mandatory)
+            exchange=exchange, queue=queue, body=body, properties=properties, mandatory=mandatory)
         self._connection.published.append(properties.message_id)
         self._connection.bytes += len(body)
         self._connection.most = max(self._connection.most, len(self._connection.sent))
@@ -167,6 +173,7 @@ class Connection:
         self.journal = Journal()  # its own, unless `play` gives it another
         self.ioloop = Loop()
         self.is_open = self.is_closing = self.is_closed = False
+        self.params = SimpleNamespace(frame_max=131_072)
         self.channels: list[Channel] = []
         self.sent: dict[int, Any] = {}  # by delivery tag, neither confirmed nor refused
         self.published: list[str] = []  # message_ids, in order
@@ -210,6 +217,21 @@ class Connection:
 
     def _adapter_call_later(self, delay: float, callback: Callable[[], object]) -> Any:
         return SimpleNamespace(cancel=lambda: None)
+
+    def _output_marshaled_frames(self, frames: list[bytes]) -> None:
+        """Read what goes over the wire, as RabbitMQ does: each message is three frames."""
+        data = b"".join(frames)
+        while data:
+            parts = []
+            for _ in range(3):
+                consumed, frame = pika.frame.decode_frame(data)
+                data = data[consumed:]
+                parts.append(frame)
+            (method, header, body), channel = parts, self.channels[-1]
+            assert {part.channel_number for part in parts} == {channel.channel_number}
+            assert header.body_size == len(body.fragment)
+            publish = method.method
+            channel.arrived(publish.exchange, publish.routing_key, body.fragment, header.properties, publish.mandatory)
 
     def close(self) -> None:
         self.journal.add("close")
