@@ -18,7 +18,7 @@ from typing import Any
 
 import pika
 
-from tareas import Reject, addresses, broker, dead_letter, delivery, handlers, reasons
+from tareas import Reject, addresses, broker, dead_letter, delivery, handlers, reasons, system_calls
 from tareas.cli import Parser, Trouble, positive, quoted, run, seconds, worker_name
 from tareas.events import Events
 from tareas.idle import Idle
@@ -161,6 +161,7 @@ class Worker:
         self._rabbitmq = broker.version(connection)
         self.tell("connected", address=address.shown)
         broker.tell_alarms(connection, self.tell)
+        system_calls.spare_system_calls(connection)
         self.keep_alive.serve(connection, float(address.parameters.heartbeat or 0))
         channel.basic_consume(
             queue=self.queue, on_message_callback=self.callback, auto_ack=False, consumer_tag=self.worker_id

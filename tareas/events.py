@@ -7,6 +7,7 @@ its last line cut short, and whoever reads the lines (the demo, admin.py audit) 
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import threading
@@ -57,7 +58,12 @@ WORDS = {
                                        "busy {busy:.2f} s", ends=True),
 }  # fmt: skip
 
-_encode = json.JSONEncoder().encode
+_JSON: dict[type, Any] = {  # how a fact of this type reads; every other one as json.dumps has it
+    str: json.encoder.encode_basestring_ascii,
+    int: int.__repr__,
+    float: lambda number: repr(number) if math.isfinite(number) else json.dumps(number),
+    bool: lambda yes: "true" if yes else "false",
+}
 
 
 class Events:
@@ -80,6 +86,7 @@ class Events:
         self.as_json = as_json
         self._encoding = getattr(self._stream, "encoding", None) or "utf-8"
         self._shown_who = self._shown(who)
+        self._who_as_json = json.dumps(who)
         self._progress_due = time.monotonic() + PROGRESS_REST
         self._lock = threading.RLock()  # a signal handler runs in the thread that may hold it
         self._writing = False
@@ -97,11 +104,7 @@ class Events:
         for name in ("reason", "error"):
             if name in facts:
                 facts[name] = cut(str(facts[name]))
-        if self.as_json:
-            line = _encode({"time": round(time.time(), 3), "event": word, "who": self.who, **facts}) + "\n"
-        else:
-            line = self._in_words(word, facts)
-        self._write(word, line, facts)
+        self._write(word, self._as_json(word, facts) if self.as_json else self._in_words(word, facts), facts)
 
     def progress(self, confirmed: int, total: int | None, seconds: float) -> None:
         """Show how far a long input is: tasks confirmed, of how many (None: unknown), in how many seconds.
@@ -148,6 +151,14 @@ class Events:
             self._screen.show(WORDS[word], text)
             if word == "started":
                 self._screen.running(self._shown(facts["id"]), facts.get("complexity"))
+
+    def _as_json(self, word: str, facts: dict[str, Any]) -> str:
+        """`{"time": 1764050000.123, "event": "done", "who": "worker-1", "id": "task-0003", ...}` and a newline.
+
+        A worker tells two of them a task: written by hand, it costs a third of json.dumps.
+        """
+        more = [f', "{name}": {_JSON.get(type(fact), json.dumps)(fact)}' for name, fact in facts.items()]
+        return f'{{"time": {time.time():.3f}, "event": "{word}", "who": {self._who_as_json}{"".join(more)}}}\n'
 
     def _in_words(self, word: str, facts: dict[str, Any]) -> str:
         """`worker-1  done      task-0003 in 0.61 s` and a newline; for a screen only the part after the label."""
