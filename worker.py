@@ -103,13 +103,11 @@ class Worker:
                 pass
             except Abandoned:
                 status = 128 + (self.stopping.abandoned or signal.SIGINT)
-        self.tell(
-            "stopped",
-            processed=self.tasks_processed,
-            failed=self.tasks_failed,
-            dead_lettered=self.tasks_dead_lettered,
-            busy=round(self.seconds_busy, 3),
-        )
+            except Trouble:
+                if self._ever:
+                    self._say_stopped()
+                raise
+        self._say_stopped()
         return status
 
     def _stay_connected(self) -> None:
@@ -309,6 +307,15 @@ class Worker:
         return self.keep_alive.lost is not None or not ch.is_open or ended
 
     # -- what it says
+
+    def _say_stopped(self) -> None:
+        self.tell(
+            "stopped",
+            processed=self.tasks_processed,
+            failed=self.tasks_failed,
+            dead_lettered=self.tasks_dead_lettered,
+            busy=round(self.seconds_busy, 3),
+        )
 
     def _say_stopping(self, signum: int) -> None:
         how = "Ctrl+C" if signum == signal.SIGINT else signal.Signals(signum).name

@@ -27,6 +27,7 @@ PROMPT = re.compile(r"(\(\.venv\) )?\$($| )")
 GROUND, INK = (251, 251, 248), (30, 32, 36)
 # Dark enough to be read on the ground: black, red, green, yellow, blue, magenta, cyan, white.
 COLOURS = [INK, (179, 32, 42), (22, 112, 60), (150, 92, 0), (30, 90, 180), (140, 50, 140), (0, 110, 125), (90, 92, 96)]
+BADGE = "#f5cf66"  # the yellow behind a label
 # As rich's own, without its window buttons and without a font from another host.
 FORMAT = """<svg class="rich-terminal" viewBox="0 0 WIDTH HEIGHT" xmlns="http://www.w3.org/2000/svg">
 <style>
@@ -162,4 +163,4 @@ class Terminal:
 
 def _style(cell: pyte.screens.Char) -> Style:
     colour = {"default": None, "brown": "yellow"}.get(cell.fg, cell.fg)
-    return Style(color=colour, bold=cell.bold, reverse=cell.reverse)
+    return Style(color=colour, bgcolor=BADGE if cell.bg == "brown" else None, bold=cell.bold, reverse=cell.reverse)

@@ -59,6 +59,10 @@ def _address(url: str, where: str) -> Address:
         raise WrongCall(
             f"{where} cannot be read {hint}; write a special character of a user, password or vhost as %XX"
         )
+    try:
+        parts.hostname.encode("idna")  # as the lookup of the name will do
+    except UnicodeError:
+        raise WrongCall(f"{where} has a host that no host is called: {quoted(parts.hostname)} {hint}") from None
     if port == 0:
         raise WrongCall(f"{where} has port 0 {hint}")
     options = dict(parse_qsl(parts.query, keep_blank_values=True))

@@ -219,11 +219,6 @@ def seconds(text: str) -> float:
     return value
 
 
-def count(text: str) -> int:
-    """A whole number from 0 on."""
-    return _whole(text, 0)
-
-
 def positive(text: str) -> int:
     """A whole number from 1 on."""
     return _whole(text, 1)

@@ -31,19 +31,21 @@ class Word(NamedTuple):
     ends: bool = False
 
 
+WARNING = "black on yellow"  # to be seen on dark grounds and on light ones, where yellow letters are not
+
 WORDS = {
     # producer and worker
     "connected": Word("connected", "bold", "to {address}"),
-    "connection_lost": Word("cut off", "bold yellow", "{reason}", ends=True),
-    "waiting": Word("waiting", "yellow", "trying again in {seconds:.2f} s: {reason}", ends=True),
-    "blocked": Word("blocked", "bold yellow", "RabbitMQ takes nothing for now: {reason}"),
+    "connection_lost": Word("cut off", WARNING, "{reason}", ends=True),
+    "waiting": Word("waiting", "bold", "trying again in {seconds:.2f} s{because}", ends=True),
+    "blocked": Word("blocked", WARNING, "RabbitMQ takes nothing for now: {reason}"),
     "unblocked": Word("unblocked", "bold", "RabbitMQ takes tasks again"),
-    "stopping": Word("stopping", "yellow", "{reason}"),
+    "stopping": Word("stopping", "bold", "{reason}"),
     # producer
     "published": Word("published", "cyan", "{id}{again}"),
     "confirmed": Word("confirmed", "green", "{id}"),
-    "refused": Word("refused", "bold yellow", "{id}: {reason}"),
-    "returned": Word("returned", "bold yellow", "{id}: {reason}"),
+    "refused": Word("refused", WARNING, "{id}: {reason}"),
+    "returned": Word("returned", WARNING, "{id}: {reason}"),
     "finished": Word("finished", "bold", "{confirmed} of {published} confirmed in {seconds:.2f} s", ends=True),
     # worker
     "started": Word("started", "cyan", "{id}{loud}", ends=True),  # of the task before it
@@ -51,9 +53,9 @@ WORDS = {
     "failed": Word("failed", "red", "{id} in attempt {attempt}, after {seconds:.2f} s: {error}", ends=True),
     "requeued": Word("requeued", "magenta", "{id} after attempt {attempt}, rested {rest:.2f} s", ends=True),
     "dead_lettered": Word("dead", "bold red", "{id} after attempt {attempt}: {reason}", ends=True),
-    "discarded": Word("discarded", "bold yellow", "the result of {id}: {reason}", ends=True),
+    "discarded": Word("discarded", WARNING, "the result of {id}: {reason}", ends=True),
     "abandoned": Word("abandoned", "magenta", "{id} in attempt {attempt}: it goes back to the queue", ends=True),
-    "cancelled": Word("cancelled", "bold yellow", "{reason}", ends=True),
+    "cancelled": Word("cancelled", WARNING, "{reason}", ends=True),
     "stopped": Word("stopped", "bold", "{processed} done, {failed} failed, {dead_lettered} dead-lettered, "
                                        "busy {busy:.2f} s", ends=True),
 }  # fmt: skip
@@ -91,6 +93,7 @@ class Events:
         self._lock = threading.RLock()  # a signal handler runs in the thread that may hold it
         self._writing = False
         self.broken: OSError | None = None  # set for good once the stream takes no more
+        self._last_reason: object = None
         self._pending: deque[tuple[str, str, dict[str, Any]]] = deque()
         self._screen: Screen | None = None
         if not as_json and self._stream.isatty() and os.environ.get("TERM") != "dumb":
@@ -167,7 +170,11 @@ class Events:
         if shown.get("id") is None:
             shown["id"] = "a task without an id"
         shown["again"] = " again" if facts.get("again") else ""
-        shown["loud"] = f" REDELIVERED, attempt {facts['attempt']}" if facts.get("redelivered") else ""
+        again = facts.get("redelivered")
+        shown["loud"] = f" REDELIVERED, attempt {facts['attempt']}: lost or failed before" if again else ""
+        reason = facts.get("reason")
+        shown["because"] = f": {shown['reason']}" if reason and reason != self._last_reason else ""  # once is enough
+        self._last_reason = reason
         text = text.format_map(shown)
         return text if self._screen is not None else f"{self._shown_who}  {label:<9} {text}".rstrip() + "\n"
 

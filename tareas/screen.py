@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 TURN = 0.2  # seconds between two drawings; a task that is done sooner gets no line at all, only flicker would show
 LONGEST_BAR = 30  # columns
 SHORTEST_BAR = 5
+NARROWEST = 20  # columns that text behind a label is wrapped to
 
 
 class Screen:
@@ -54,15 +55,28 @@ class Screen:
         if word.ends:
             self._live = self._since = None
             self._running.clear()
-        line = Text.assemble(
-            f"{self._who}  ", (f"{word.label:<9} ", self._styles(word.style)), text, overflow="ignore", no_wrap=True
-        )
-        line.highlight_regex(r"REDELIVERED, attempt \d+$", self._styles("bold reverse magenta"))
-        line.rstrip()
+        line = Text.assemble(f"{self._who}  ", (f"{word.label:<9}", self._styles(word.style)), " ")
+        said = Text(text)
+        said.highlight_regex(r"REDELIVERED, attempt \d+", self._styles("bold reverse magenta"))
         with self._lock, self._console:  # all of it in one write
             self._erase()
-            self._console.print(line)
+            self._console.print(self._wrapped(line, said))
             self._draw()
+
+    def _wrapped(self, line: Text, said: Text) -> Text:
+        """What is said, behind the label: wrapped between words, each further row under the first. Where there is no
+        room for that, all of it goes below the label."""
+        indent, columns = line.cell_len, self._columns() - 1
+        below = columns - indent < min(NARROWEST, said.cell_len)
+        if below:
+            indent = 2
+            line.rstrip()
+        for number, row in enumerate(said.wrap(self._console, max(columns - indent, 1))):
+            row.rstrip()
+            line.append("\n" + indent * " " if number or below else "").append_text(row)
+        line.rstrip()
+        line.no_wrap, line.overflow = True, "ignore"
+        return line
 
     def running(self, task: str, complexity: float | None) -> None:
         """From now on the line shows this task (printable id) and its seconds; a bar if it says how many it takes."""

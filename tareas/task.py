@@ -40,7 +40,7 @@ def decode(body: bytes, simulated: bool = True) -> dict[str, Any]:
     try:
         text = body.decode().strip(" \t\r\n")
     except UnicodeDecodeError as error:
-        raise InvalidTask(f"not UTF-8 at byte {error.start:,}: encode it as UTF-8") from None
+        raise InvalidTask(f"not UTF-8 at byte {error.start + 1:,}: encode it as UTF-8") from None
     try:
         task, end = _DECODER.raw_decode(text)
         if end != len(text):

@@ -15,7 +15,7 @@ GOOD = b'{"id":"good","complexity":0}'
 WRONG = {  # what the body is: the body, and what its reason says
     "empty": (b"", "empty"),
     "blank": (b" \r\n", "empty"),
-    "not UTF-8": (b'{"id":"\xff","complexity":0}', "not UTF-8 at byte 7"),
+    "not UTF-8": (b'{"id":"\xff","complexity":0}', "not UTF-8 at byte 8"),
     "not JSON": (b"resize cat.png", "not JSON"),
     "cut short": (GOOD[:-1], "not JSON"),
     "two of them": (GOOD * 2, "more follows after its end"),

@@ -45,7 +45,8 @@ EXAMPLES: list[tuple[str, dict[str, Any], str]] = [
     ("returned", {"id": "task-0003", "reason": "no queue"}, "returned  task-0003: no queue"),
     ("finished", {"published": 12, "confirmed": 11, "seconds": 0.5}, "finished  11 of 12 confirmed in 0.50 s"),
     ("started", {"id": "task-0003", "attempt": 1, "redelivered": False}, "started   task-0003"),
-    ("started", {"id": "task-0003", "attempt": 2, "redelivered": True}, "started   task-0003 REDELIVERED, attempt 2"),
+    ("started", {"id": "task-0003", "attempt": 2, "redelivered": True},
+     "started   task-0003 REDELIVERED, attempt 2: lost or failed before"),
     ("done", {"id": "task-0003", "attempt": 1, "seconds": 0.613}, "done      task-0003 in 0.61 s"),
     ("failed", {"id": "task-0003", "attempt": 2, "error": "ValueError: no", "seconds": 0.1},
      "failed    task-0003 in attempt 2, after 0.10 s: ValueError: no"),
@@ -358,9 +359,64 @@ def test_a_terminal_shows_every_word_in_the_colour_of_its_kind(terminal: Termina
     assert len(colours) == len(WORDS) and all(len(styles) == 1 for styles in colours.values()), "steady"
     assert colours["done"] == {"\x1b[32m"} and colours["failed"] == {"\x1b[31m"}
     assert re.search(r"\x1b\[[0-9;]*7[0-9;]*mREDELIVERED, attempt 2\x1b\[0m", terminal.raw), "loud"
-    wrapped = "".join(row.ljust(80) if len(row) > 75 else row + "\n" for row in terminal.rows())
+    whole = "\n".join(terminal.rows()).replace("\n" + 20 * " ", " ")
     for _, _, line in EXAMPLES:
-        assert f"worker-1  {line}\n" in wrapped
+        assert f"worker-1  {line}\n" in whole
+
+
+LONG = "login refused: check the user and the password in the address (guest may log in from localhost only)"
+
+
+@pytest.mark.parametrize(("columns", "rows"), [
+    (200, [LONG]),
+    (80, ["login refused: check the user and the password in the", "address (guest may log in from localhost only)"]),
+    (41, ["login refused: check", "the user and the", "password in the", "address (guest may", "log in from",
+          "localhost only)"]),
+])  # fmt: skip
+def test_a_long_line_is_wrapped_between_words_below_its_beginning(
+    monkeypatch: pytest.MonkeyPatch, columns: int, rows: list[str]
+) -> None:
+    from tareas.screen import Screen
+
+    stream = io.StringIO()
+    screen = Screen(stream, "worker-1")
+    monkeypatch.setattr(screen, "_columns", lambda: columns)
+    monkeypatch.setattr(screen, "_styles", lambda style: "")
+    screen.show(WORDS["cancelled"], LONG)
+    first, *rest = stream.getvalue().splitlines()
+    assert [first, *rest] == ["worker-1  cancelled " + rows[0], *(20 * " " + row for row in rows[1:])]
+
+
+def test_where_there_is_no_room_behind_the_label_the_text_goes_below_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tareas.screen import Screen
+
+    stream = io.StringIO()
+    screen = Screen(stream, "worker-1")
+    monkeypatch.setattr(screen, "_columns", lambda: 36)
+    monkeypatch.setattr(screen, "_styles", lambda style: "")
+    screen.show(WORDS["cancelled"], LONG)
+    screen.show(WORDS["published"], "task-0001")
+    assert stream.getvalue().splitlines() == [
+        "worker-1  cancelled",
+        "  login refused: check the user and",
+        "  the password in the address",
+        "  (guest may log in from localhost",
+        "  only)",
+        "worker-1  published task-0001",
+    ]
+
+
+def test_the_reason_of_a_lost_connection_is_not_said_again_while_waiting() -> None:
+    stream = io.StringIO()
+    events = Events("worker-1", stream=stream)
+    events.tell("connection_lost", reason="nobody listens")
+    events.tell("waiting", seconds=0.25, reason="nobody listens")
+    events.tell("waiting", seconds=0.5, reason="login refused")
+    assert stream.getvalue().splitlines() == [
+        "worker-1  cut off   nobody listens",
+        "worker-1  waiting   trying again in 0.25 s",
+        "worker-1  waiting   trying again in 0.50 s: login refused",
+    ]
 
 
 def test_no_color_is_honoured(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -383,7 +439,7 @@ def test_a_dumb_terminal_gets_plain_lines(terminal: Terminal, monkeypatch: pytes
     events.close()
     terminal.end()
 
-    assert terminal.raw == "worker-1  started   task-1 REDELIVERED, attempt 2\r\n"
+    assert terminal.raw == "worker-1  started   task-1 REDELIVERED, attempt 2: lost or failed before\r\n"
     assert events._screen is None, "nothing that would redraw a line later"
 
 

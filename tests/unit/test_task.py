@@ -59,7 +59,7 @@ def test_a_good_body_is_decoded_as_json_has_it(good: bytes) -> None:
 BAD = {
     "empty": (b"", "empty"),
     "blank": (b" \n", "empty"),
-    "not UTF-8": (b'{"id": "\xff"}', "not UTF-8 at byte 8"),
+    "not UTF-8": (b'{"id": "\xff"}', "not UTF-8 at byte 9"),
     "UTF-16": ('{"id": "a"}'.encode("utf-16"), "not UTF-8"),
     "a byte order mark": (b'\xef\xbb\xbf{"id": "a", "complexity": 1}', "not JSON"),
     "text": (b"hello", "not JSON: expecting value at character 1"),

@@ -677,3 +677,9 @@ def test_a_stop_while_it_waits_for_rabbitmq_ends_it_with_its_summary(bench: Benc
 def test_no_connection_within_the_time_allowed_is_said_with_the_reason(bench: Bench) -> None:
     with pytest.raises(Trouble, match="no connection within 0 s: not up"):
         bench.run(None, Unreachable("not up"), connect_timeout=0)
+
+
+def test_a_worker_that_has_worked_ends_with_its_summary_even_when_there_is_no_way_on(bench: Bench) -> None:
+    with pytest.raises(Trouble, match="no connection within 0 s: RabbitMQ cancelled"):
+        bench.run(None, bench.connection(when_idle=Channel.stop_consuming), connect_timeout=0)
+    assert bench.journal.words[-1] == "stopped"

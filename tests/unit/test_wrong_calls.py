@@ -140,6 +140,8 @@ OF_EACH = [
     call(f"--url amqp://{LOGIN}@h:56720000", "the URL has a port or host that cannot be read", WRITE),
     call(f"--url amqp://{LOGIN}@h:port", "the URL has a port or host that cannot be read", WRITE),
     call(f"--url amqp://{LOGIN}@h:0", "the URL has port 0", WRITE),
+    call(f"--url amqp://{LOGIN}@{'h' * 64}", "the URL has a host that no host is called: 'hhhh", WRITE),
+    call(f"--url amqp://{LOGIN}@h..example", "the URL has a host that no host is called: 'h..example'", WRITE),
     call(f"--url amqp://{LOGIN}@h/one/two", "the URL cannot be read", WRITE, AS_XX),
     call(f"--url amqp://eva:#{SECRET}@h", "the URL", WRITE),
     call(f"--url amqp://eva:a/{SECRET}@h/%2F", "the URL", WRITE),
