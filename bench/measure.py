@@ -13,6 +13,7 @@ import signal
 import struct
 import subprocess
 import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -177,7 +178,7 @@ class Bench:
         template = contender.one.replace("{arguments}", words) if file is None else contender.publish
         began = time.perf_counter()
         process = self.start(contender, template, queue, file=file)
-        status = process.wait(DEADLINE)
+        status = ended(process)
         took = time.perf_counter() - began
         if status or self.state(queue).message_count != before + count:
             raise Failed(f"{contender.name}: publishing ended with {status}: {self._errors()}")
@@ -278,6 +279,16 @@ class Bench:
 
     def _errors(self) -> str:
         return (self.folder / "stderr").read_text()[-2000:]
+
+
+def ended(process: Any) -> int:
+    """Wait for its end, for DEADLINE at most: its exit status. wait(timeout) would look every 50 ms only."""
+    watchdog = threading.Timer(DEADLINE, process.kill)
+    watchdog.start()
+    try:
+        return int(process.wait())
+    finally:
+        watchdog.cancel()
 
 
 def shifted(order: Sequence[Any], places: int) -> Sequence[Any]:
