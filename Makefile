@@ -2,6 +2,8 @@
 PYTHON ?= python3
 RUN := .venv/bin/python
 JOBS ?= 4
+# Some machines set it for their containers: each of our many processes would compile all of its modules again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help demo test broker check tests faults bench deploy imagenes clean
 

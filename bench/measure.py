@@ -163,6 +163,7 @@ class Bench:
         arguments = dict(broker.declarations(queue))[queue]
         environment = {**os.environ, "AMQP_URL": self.node.url, "BENCH_QUEUE": queue, "dramatiq_queue_prefetch": "1",
                        "BENCH_ARGUMENTS": json.dumps(arguments), "BENCH_MARKS": str(values.get("mark", ""))}
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)  # else ours alone would be compiled at each start
         command = contender.command(template, queue=queue, port=self.node.port, **values)
         return subprocess.Popen(
             command, env=environment, cwd=ROOT, stdin=stdin or subprocess.DEVNULL,

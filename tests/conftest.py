@@ -6,7 +6,6 @@ import contextlib
 import os
 import uuid
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pika
@@ -19,7 +18,7 @@ from tests.support import Command, Run, versions
 
 NOBODY = "amqp://guest:guest@127.0.0.1:1/%2F"  # nothing listens at port 1: no test reaches the machine's own RabbitMQ
 VERSIONS = versions()
-LASTING = {"lasting_node", "lasting", "node", "secure"}  # fixtures that several tests share
+LASTING = {"lasting_node", "node", "secure"}  # fixtures that several tests share
 PARAMS: list[Programs | None] = list(VERSIONS) or [None]  # None: not installed, and a test that needs it says so
 
 
@@ -57,16 +56,23 @@ def url(programs: Programs) -> str:
     return node_keeper.shared(programs)
 
 
-@pytest.fixture
-def own_node(programs: Programs, tmp_path: Path) -> Iterator[Node]:
-    """A node of the test's own, running: to kill, stop and start again."""
-    node = Node(tmp_path / "node", programs)
+@pytest.fixture(scope="session")
+def lasting_node(programs: Programs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
+    """A node to stop, kill and start again, which tests share one after the other: a boot is 5 seconds of CPU. It need
+    not run; what a test sets (a policy, an alarm) it takes back."""
+    node = Node(tmp_path_factory.mktemp("node"), programs)
     try:
-        node.start()
         yield node
     finally:
         node.kill()  # quicker than in order, and nobody wants its data
         node.close()
+
+
+@pytest.fixture
+def killable(lasting_node: Node) -> Node:
+    """The same, running."""
+    lasting_node.start()
+    return lasting_node
 
 
 @pytest.fixture
@@ -97,10 +103,10 @@ def queue(url: str) -> Iterator[str]:
 def run(request: pytest.FixtureRequest) -> Iterator[Run]:
     """`run("worker.py", "worker-1", "--json")` starts a command; whatever still runs is killed afterwards.
 
-    $AMQP_URL is that of the test's RabbitMQ: own_node or url, whichever the test asks for.
+    $AMQP_URL is that of the test's RabbitMQ: killable or url, whichever the test asks for.
     """
     broker = NOBODY
-    for fixture in ("url", "own_node"):
+    for fixture in ("url", "killable"):
         if fixture in request.fixturenames:
             found = request.getfixturevalue(fixture)
             broker = found if isinstance(found, str) else found.url

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from tareas.local_broker import Node
-from tareas.programs import Programs
-from tests.faults.harness import FULL, Fleet, node_fleet
+from tests.faults.harness import FULL, Fleet
 
 LIMIT = 3600 if FULL else 300  # seconds for a row: its own waits end long before, and say what was missing
 
@@ -27,31 +26,6 @@ def fleet(url: str, queue: str, tmp_path: Path) -> Iterator[Fleet]:
     """Producers and workers on the node that all tests share."""
     with Fleet(url, queue, tmp_path / "fleet") as fleet:
         yield fleet
-
-
-@pytest.fixture
-def own_fleet(own_node: Node, tmp_path: Path) -> Iterator[Fleet]:
-    """Producers and workers on a node of the test's own (own_node), which may be killed after wait_until_safe()."""
-    with node_fleet(own_node, tmp_path / "fleet") as fleet:
-        yield fleet
-
-
-@pytest.fixture(scope="session")
-def lasting_node(programs: Programs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
-    """The node of killable, which saves its boot."""
-    node = Node(tmp_path_factory.mktemp("node"), programs)
-    try:
-        yield node
-    finally:
-        node.kill()
-        node.close()
-
-
-@pytest.fixture
-def killable(lasting_node: Node) -> Node:
-    """A node that rows share one after the other, running: each may do to it what it likes, but for its alarms."""
-    lasting_node.start()
-    return lasting_node
 
 
 @pytest.fixture

@@ -54,8 +54,8 @@ def nothing_left_behind(folder: Path) -> bool:
     return True
 
 
-def test_left_behind_finds_a_node_and_its_epmd(own_node: Node) -> None:
-    found = "\n".join(left_behind(own_node.folder))
+def test_left_behind_finds_a_node_and_its_epmd(killable: Node) -> None:
+    found = "\n".join(left_behind(killable.folder))
     assert "node_guard.py" in found
     assert "beam" in found
     if Path("/proc/self/environ").exists():
@@ -67,9 +67,12 @@ def test_confirmed_messages_survive_a_clean_stop_and_a_kill(
 ) -> None:
     monkeypatch.setenv("RABBITMQ_NODE_PORT", "5672")  # the user's settings for another RabbitMQ are not ours
     monkeypatch.setenv("RABBITMQ_NODENAME", "rabbit")
+    (tmp_path / "node").mkdir()
+    (tmp_path / "node" / "pid").write_text(str(os.getpid()))  # of another time: no hindrance
     with Node(tmp_path / "node", programs) as node:
         assert node.version.startswith(programs.name)
         assert node.port != 5672
+        assert node.pid != os.getpid()
         with channel(node.url) as opened:
             opened.queue_declare("kept", durable=True, arguments=QUORUM)
             opened.basic_publish("", "kept", b"first", PERSISTENT)
@@ -90,28 +93,25 @@ def test_confirmed_messages_survive_a_clean_stop_and_a_kill(
         node.start()
         with channel(node.url) as opened:
             assert [opened.basic_get("kept", auto_ack=True)[2] for _ in range(2)] == [b"first", b"second"]
-
-        node.restart()
-        assert node.running
         assert "kept" in node.ctl("list_queues", "name")
     assert nothing_left_behind(tmp_path)
 
 
-def test_two_nodes_side_by_side_know_nothing_of_each_other(own_node: Node, url: str, tmp_path: Path) -> None:
-    with Node(tmp_path / "other", own_node.programs) as other:
-        ports = [own_node.port, own_node.dist_port, own_node.epmd, other.port, other.dist_port, other.epmd]
+def test_two_nodes_side_by_side_know_nothing_of_each_other(killable: Node, url: str, tmp_path: Path) -> None:
+    with Node(tmp_path / "other", killable.programs) as other:
+        ports = [killable.port, killable.dist_port, killable.epmd, other.port, other.dist_port, other.epmd]
         assert len(set(ports)) == 6
         assert not {4369, 5672, 25672} & set(ports)  # what the machine's own RabbitMQ uses
-        with channel(own_node.url) as opened:
-            opened.queue_declare("mine")
+        with channel(killable.url) as opened:
+            opened.queue_declare("mine", durable=True)
         assert "mine" not in other.ctl("list_queues", "name")
-        assert (own_node.folder / ".erlang.cookie").read_text() != (other.folder / ".erlang.cookie").read_text()
+        assert (killable.folder / ".erlang.cookie").read_text() != (other.folder / ".erlang.cookie").read_text()
         for port in ports:
             with pytest.raises(OSError):
                 socket.create_connection(("127.0.0.2", port), timeout=5).close()
-        own_node.kill()
-        assert other.ctl("list_queues", "name") == "name\n" or "mine" not in other.ctl("list_queues", "name")
-        assert greet(other.port) == other.version
+        other.kill()
+        assert "mine" in killable.ctl("list_queues", "name")
+        assert greet(killable.port) == killable.version
         assert greet(pika.URLParameters(url).port)
 
 
@@ -189,19 +189,12 @@ def test_a_taken_port_is_said_to_be_so_when_no_rabbitmq_has_it(programs: Program
         node.close()
 
 
-def test_a_folder_has_one_node_at_a_time(own_node: Node) -> None:
-    second = Node(own_node.folder, own_node.programs)
+def test_a_folder_has_one_node_at_a_time(killable: Node) -> None:
+    second = Node(killable.folder, killable.programs)
     with pytest.raises(NodeTrouble, match=r"runs on the data in .* already"):
         second.start()
     second.close()
-    assert greet(own_node.port) == own_node.version
-
-
-def test_a_pid_file_of_another_time_is_no_hindrance(programs: Programs, tmp_path: Path) -> None:
-    (tmp_path / "node").mkdir()
-    (tmp_path / "node" / "pid").write_text(str(os.getpid()))
-    with Node(tmp_path / "node", programs) as node:
-        assert node.pid != os.getpid()
+    assert greet(killable.port) == killable.version
 
 
 def test_a_node_that_cannot_start_says_why_and_leaves_nothing(programs: Programs, tmp_path: Path) -> None:
@@ -216,12 +209,11 @@ def test_a_node_that_cannot_start_says_why_and_leaves_nothing(programs: Programs
     assert nothing_left_behind(tmp_path)
 
 
-def test_rabbitmqctl_that_fails_says_what_and_why(own_node: Node) -> None:
+def test_rabbitmqctl_that_fails_says_what_and_why(killable: Node, tmp_path: Path) -> None:
     with pytest.raises(NodeTrouble, match="delete_queue nonesuch"):
-        own_node.ctl("delete_queue", "nonesuch")
-    own_node.kill()
+        killable.ctl("delete_queue", "nonesuch")
     with pytest.raises(NodeTrouble, match="not running"):
-        own_node.ctl("list_queues")
+        Node(tmp_path / "node", killable.programs).ctl("list_queues")
 
 
 def test_the_sessions_node_ends_with_the_session_even_when_that_is_killed(

@@ -10,7 +10,6 @@ import itertools
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ import pytest
 
 from tareas.keep_alive import KeepAlive
 from tareas.local_broker import Node
-from tareas.programs import Programs
 from tests.faults.harness import SETTLED
 from tests.integration.test_contract import declare, publish, ready, take, told, until, work_arguments
 from tests.support import OPEN, Command, Run
@@ -115,22 +113,10 @@ def waits(command: Command) -> list[str]:
     return reasons
 
 
-@pytest.fixture(scope="module")
-def lasting(programs: Programs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
-    """A node to stop, kill and start again; the tests share it. It need not run."""
-    node = Node(tmp_path_factory.mktemp("node"), programs)
-    try:
-        yield node
-    finally:
-        node.kill()
-        node.close()
-
-
 @pytest.fixture
-def pair(lasting: Node, request: pytest.FixtureRequest, run: Run, tmp_path: Path) -> Pair:
+def pair(killable: Node, request: pytest.FixtureRequest, run: Run, tmp_path: Path) -> Pair:
     """Both commands, connected, on a queue of the test's own; tasks flow."""
-    lasting.start()
-    both = Pair(run, lasting.url, request.node.originalname, tmp_path)
+    both = Pair(run, killable.url, request.node.originalname, tmp_path)
     for command in both.both:
         command.wait_event("connected")
     both.flow()
@@ -141,13 +127,13 @@ def pair(lasting: Node, request: pytest.FixtureRequest, run: Run, tmp_path: Path
 
 
 @pytest.mark.timeout(BOOTS)
-def test_both_wait_for_a_broker_that_is_not_up_yet(lasting: Node, run: Run, tmp_path: Path) -> None:
-    lasting.stop()
-    pair = Pair(run, lasting.url, "early", tmp_path)
+def test_both_wait_for_a_broker_that_is_not_up_yet(lasting_node: Node, run: Run, tmp_path: Path) -> None:
+    lasting_node.stop()
+    pair = Pair(run, lasting_node.url, "early", tmp_path)
     for command in pair.both:
         assert "nobody listens" in command.wait_event("waiting")["reason"]
     pair.send("early-1", "early-2")
-    lasting.start()
+    lasting_node.start()
     for command in pair.both:
         command.wait_event("connected")
     pair.end()
@@ -157,31 +143,31 @@ def test_both_wait_for_a_broker_that_is_not_up_yet(lasting: Node, run: Run, tmp_
 
 @pytest.mark.timeout(BOOTS)
 @pytest.mark.parametrize("how", ["stopped in order", "killed"])
-def test_both_outlive_a_broker_that_is(how: str, lasting: Node, pair: Pair) -> None:
+def test_both_outlive_a_broker_that_is(how: str, killable: Node, pair: Pair) -> None:
     """The worker holds a task, and is done with it before the broker is back; tasks are sent meanwhile."""
     pair.hold()
     pair.wait_until_killable()
     if how == "killed":
-        lasting.kill()
+        killable.kill()
     else:
-        lasting.stop()
+        killable.stop()
     pair.producer.wait_event("connection_lost")
     pair.send("meanwhile-1", "meanwhile-2")
     pair.release()
     pair.worker.wait_event("connection_lost")
     for command in pair.both:
         command.wait_for("nobody listens")
-    lasting.start()
+    killable.start()
     pair.end("connection_lost", "connected")
     pair.held_was_discarded()
     (why,) = (event["reason"] for event in pair.producer.event_list("connection_lost"))
     assert ("broker forced connection closure" in why) == (how != "killed"), why
 
 
-def test_both_outlive_an_operator_who_closes_their_connections(lasting: Node, pair: Pair) -> None:
+def test_both_outlive_an_operator_who_closes_their_connections(killable: Node, pair: Pair) -> None:
     """The worker finishes its task first, then says so, connects again and gets it a second time."""
     pair.hold()
-    lasting.ctl("close_all_connections", "--global", "closed by the operator")
+    killable.ctl("close_all_connections", "--global", "closed by the operator")
     pair.producer.wait_event("connected", count=2)
     pair.send("meanwhile-1", "meanwhile-2")
     assert states_of(pair.worker) == ["connected"]

@@ -319,31 +319,31 @@ def test_a_producer_that_is_stopped_amid_many_tasks_waits_for_what_it_has_publis
     until(lambda: ready(channel, queue) == confirmed)
 
 
-def test_who_waits_for_a_rabbitmq_that_takes_nothing(own_node: Node, run: Run, tmp_path: Path) -> None:
+def test_who_waits_for_a_rabbitmq_that_takes_nothing(killable: Node, run: Run, tmp_path: Path) -> None:
     """An alarm holds up the confirms: of three tasks, and of a dead letter. The first signal waits for them, the second
     doesn't; what is not confirmed is not claimed, and what is not acknowledged goes back."""
-    with pika.BlockingConnection(pika.URLParameters(own_node.url)) as connection:
+    with pika.BlockingConnection(pika.URLParameters(killable.url)) as connection:
         channel = connection.channel()
         declare(channel, "bad")
         publish(channel, "bad", b"no task")
-        own_node.ctl("set_vm_memory_high_watermark", "0")
-
-        patient = Stopped(run, PIPE, "producer.py", "--count", 3, "--queue", "patient")
-        impatient = [Stopped(run, how, "producer.py", "--count", 3, "--queue", how[:4]) for how in (PTY, PIPE)]
-        worker = Stopped(run, PIPE, "worker.py", "w", "--queue", "bad")
-        for each in (patient, *impatient, worker):
-            each.says("blocked +RabbitMQ takes nothing for now: low on memory")
-            each.stop()
-        for producer in (patient, *impatient):
-            producer.says("waiting for 3 confirms; once more stops at once")
-        for each in (*impatient, worker):
-            each.stop_again()
-        for producer in impatient:
-            producer.ends(KILLED_BY[producer.how], "0 of 3 confirmed")
-        worker.ends(KILLED_BY[PIPE], "0 done, 0 failed, 0 dead-lettered")
-        assert patient.command.running
-
-        own_node.ctl("set_vm_memory_high_watermark", "0.6")
+        try:
+            killable.ctl("set_vm_memory_high_watermark", "0")
+            patient = Stopped(run, PIPE, "producer.py", "--count", 3, "--queue", "patient")
+            impatient = [Stopped(run, how, "producer.py", "--count", 3, "--queue", how[:4]) for how in (PTY, PIPE)]
+            worker = Stopped(run, PIPE, "worker.py", "w", "--queue", "bad")
+            for each in (patient, *impatient, worker):
+                each.says("blocked +RabbitMQ takes nothing for now: low on memory")
+                each.stop()
+            for producer in (patient, *impatient):
+                producer.says("waiting for 3 confirms; once more stops at once")
+            for each in (*impatient, worker):
+                each.stop_again()
+            for producer in impatient:
+                producer.ends(KILLED_BY[producer.how], "0 of 3 confirmed")
+            worker.ends(KILLED_BY[PIPE], "0 done, 0 failed, 0 dead-lettered")
+            assert patient.command.running
+        finally:
+            killable.ctl("set_vm_memory_high_watermark", "0.6")
         patient.says("unblocked")
         patient.ends(0, "3 of 3 confirmed")
         assert left(channel, "patient", "task-0001", "task-0002", "task-0003") == [0] * 3
