@@ -40,7 +40,7 @@ tests: .venv/dev
 
 faults: .venv/dev
 	$(RUN) -m tareas.private_broker --install
-	FAULTS=full FAULTS_TABLE=tests/faults/TABLE.md $(RUN) -m pytest tests/faults -n 1 -rA
+	FAULTS=full FAULTS_TABLE=tests/faults/TABLE.md $(RUN) -m pytest tests/faults -n 2 --dist loadgroup -rA
 
 bench: .venv/run
 	$(RUN) -m bench $(ARGS)
