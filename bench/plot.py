@@ -15,9 +15,9 @@ from matplotlib import pyplot  # after the choice of a backend that needs no scr
 
 PANELS = {  # the row's title begins so
     "Publishing 20,000": "Publishing, confirmed (tasks/s)",
-    "Empty tasks, one": "One worker, empty tasks (tasks/s)",
-    "Empty tasks, 4": "Four workers, empty tasks (tasks/s)",
-    "`producer.py --count 1`": "Publishing one task, whole process (ms)",
+    "Empty tasks, one": "One worker (empty tasks/s)",
+    "Empty tasks, 4": "Four workers (empty tasks/s)",
+    "`producer.py --count 1`": "Publishing one task (ms)",
     "CPU per": "CPU per 10,000 empty tasks (s)",
     "Memory of an idle": "Memory of an idle worker (MiB)",
 }

@@ -212,3 +212,15 @@ def test_the_other_pages_name_files_that_exist() -> None:
         for name in re.findall(r"`((?:tareas|tests|deploy)/[\w./@-]*|[\w-]+\.(?:py|md|yml))`", text):
             assert (ROOT / name).exists() or (ROOT / "tests/faults" / name).exists(), f"{page}: no {name}"
     assert f"## {__import__('tareas').__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+@BOTH
+def test_its_figures_of_speed_are_those_that_were_measured(path: Path) -> None:
+    """Every cell of the table is a median of bench/RESULTS.md."""
+    measured = (ROOT / "bench" / "RESULTS.md").read_text(encoding="utf-8")
+    (table,) = [part for part in prose(path).split("\n\n") if "librabbitmq" in part and part.startswith("|")]
+    figures = [figure.replace(" ", ",") for row in table.splitlines()[2:] for figure in
+               re.findall(r"(?<=\| )\d[\d., ]*(?= [|(])", row)]  # fmt: skip
+    assert len(figures) == 21
+    for figure in figures:
+        assert re.search(rf"\| {re.escape(figure)} \(", measured), figure
