@@ -289,7 +289,8 @@ class Worker:
                 raise Trouble(reasons.explain(error, self._address)) from None
             raise
         self.tasks_dead_lettered += 1
-        self.tell("dead_lettered", id=task_id, attempt=attempts, reason=reason)
+        shown = {} if task_id or self.events.as_json else {"message_id": properties.message_id}
+        self.tell("dead_lettered", id=task_id, attempt=attempts, reason=reason, **shown)
         self._heed_stop(ch)
         ch.basic_ack(delivery_tag=tag)
 

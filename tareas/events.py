@@ -168,7 +168,7 @@ class Events:
         label, _, text, _ = WORDS[word]
         shown: dict[str, Any] = {name: self._shown(it) if isinstance(it, str) else it for name, it in facts.items()}
         if shown.get("id") is None:
-            shown["id"] = "a task without an id"
+            shown["id"] = shown.get("message_id") or "a task without an id"
         shown["again"] = " again" if facts.get("again") else ""
         again = facts.get("redelivered")
         shown["loud"] = f" REDELIVERED, attempt {facts['attempt']}: lost or failed before" if again else ""

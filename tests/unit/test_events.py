@@ -55,6 +55,8 @@ EXAMPLES: list[tuple[str, dict[str, Any], str]] = [
      "dead      task-0003 after attempt 5: it fails"),
     ("dead_lettered", {"id": None, "attempt": 1, "reason": "not JSON"},
      "dead      a task without an id after attempt 1: not JSON"),
+    ("dead_lettered", {"id": None, "message_id": "bad", "attempt": 1, "reason": "not JSON"},
+     "dead      bad after attempt 1: not JSON"),
     ("discarded", {"id": "task-0003", "attempt": 1, "reason": "too late"},
      "discarded the result of task-0003: too late"),
     ("abandoned", {"id": "task-0003", "attempt": 1},
