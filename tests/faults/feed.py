@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -88,13 +89,13 @@ class Feed:
 
 
 class Round:
-    """One fault: from here on, what its victims say. members: all that run, unless named."""
+    """One fault: from here on, what its victims say. members: None for all that run."""
 
-    def __init__(self, fleet: Fleet, *members: Member) -> None:
+    def __init__(self, fleet: Fleet, members: Sequence[Member] | None = None) -> None:
         fleet.poll()
         self._fleet = fleet
         producers = [member for member in fleet.members if member.name.startswith("producer") and member.running]
-        self.members = list(members) or [*producers, *fleet.workers]
+        self.members = [*producers, *fleet.workers] if members is None else list(members)
         self._seen = {member.name: len(member.events) for member in self.members}
 
     def said(self, member: Member, *words: str) -> list[dict[str, Any]]:

@@ -54,7 +54,7 @@ def test_last_attempt_spent_on_the_brokers_death(killable: Node, killable_fleet:
         fleet.wait_until_safe()
         killable.kill()
         fleet.faults += 1
-        fault = Round(fleet, *workers)
+        fault = Round(fleet, workers)
         killable.start()
         gate.touch()  # only now: those who held them must have seen the connection end
         fault.wait_said("connected")

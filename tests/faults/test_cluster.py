@@ -71,7 +71,7 @@ def test_leaders_node_killed(three_nodes: Cluster, fleet: Fleet) -> None:
             everyone = Round(fleet)
             everyone.wait_flow()
             leader = three_nodes.leader(fleet.queue)
-            victims = Round(fleet, *connected_to(fleet, leader))
+            victims = Round(fleet, connected_to(fleet, leader))  # perhaps nobody
             leader.kill()
             fleet.faults += 1
             victims.wait_lost()
@@ -98,7 +98,7 @@ def test_minority_partition(three_nodes: Cluster, fleet: Fleet, tmp_path: Path) 
             everyone = Round(fleet)
             everyone.wait_flow()
             leader = three_nodes.leader(fleet.queue)
-            victims = Round(fleet, *connected_to(fleet, leader))
+            victims = Round(fleet, connected_to(fleet, leader))  # perhaps nobody
             holders = [member for member in victims.members if member in fleet.workers] or fleet.workers
             _, gate = feed.hold(holders[0], tmp_path)
             with frozen(leader):

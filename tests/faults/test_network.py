@@ -97,7 +97,7 @@ def test_network_cut(fleet: Fleet, tmp_path: Path, how: str) -> None:
             with Feed(fleet, RATE, f"fed-{number}", url=behind) as feed:
                 fleet.wait_event(feed.producer, "confirmed")
                 held, gate = feed.hold(far, tmp_path)
-                cut = Round(fleet, far, feed.producer)
+                cut = Round(fleet, [far, feed.producer])
                 network.cut()
                 fleet.faults += 1
                 start = far.having("started", id=held)[0]
@@ -154,7 +154,7 @@ def test_memory_alarm(killable: Node, killable_fleet: Fleet, tmp_path: Path) -> 
     fleet.start_workers(2, *HOLD)
     with Feed(fleet, RATE) as feed:
         for number in range(scaled(1, 5)):
-            blocked = Round(fleet, feed.producer)
+            blocked = Round(fleet, [feed.producer])
             blocked.wait_flow()
             gate = tmp_path / f"gate-{number}"
             rejected = f"rejected-{number}"

@@ -130,7 +130,7 @@ def test_queue_taken_while_consuming(robbed: Robbed, tmp_path: Path, deed: str) 
         fleet.produce([{"id": name, "complexity": 0, "until": str(gate)} for name in held], wait=True)
         wait_started(fleet, *held)
         fleet.produce(ready, wait=True)
-        taken = Round(fleet, *workers)
+        taken = Round(fleet, workers)
         fleet.take(deed)
         gate.touch()
         if deed == "purge":
@@ -161,7 +161,7 @@ def test_queue_taken_while_publishing(robbed: Robbed, deed: str) -> None:
     with Feed(fleet, RATE) as feed:
         for _ in range(scaled(2, 10)):
             wait_confirmed(fleet)
-            said = Round(fleet, feed.producer)
+            said = Round(fleet, [feed.producer])
             fleet.take(deed)
             if deed == "delete":  # nobody consumes yet: the queue is back because the producer declared it
                 # A publish that meets the deletion itself can crash RabbitMQ 4.0's channel, which ends the connection.
