@@ -41,7 +41,8 @@ class Scene:
         self.folder = folder
         self._node = node
         self._terminals: list[Terminal] = []
-        kept = {key: value for key, value in os.environ.items() if key not in ("AMQP_URL", "NO_COLOR", "VIRTUAL_ENV")}
+        ours = ("AMQP_URL", "NO_COLOR", "VIRTUAL_ENV", "MAKELEVEL", "MAKEFLAGS", "MFLAGS")
+        kept = {key: value for key, value in os.environ.items() if key not in ours}
         self.environment = kept | {"PIP_DISABLE_PIP_VERSION_CHECK": "1"}
         self.with_programs = {"PATH": f"{folder / '.venv' / 'bin'}:{os.environ['PATH']}"}
         if node is not None and node.port != PORT:

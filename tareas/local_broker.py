@@ -244,6 +244,7 @@ class Node:
             "log.console = false",
             "disk_free_limit.absolute = 1MB",
             "vm_memory_high_watermark.relative = 0.6",
+            "consumer_timeout = 90000000",  # ms: 25 hours, an hour more than the longest task; 30 minutes by itself
         ]
         if self.management_port:
             settings += [f"management.tcp.ip = {HOST}", f"management.tcp.port = {self.management_port}"]
