@@ -243,8 +243,11 @@ class Producer:
 
     def _on_rested(self) -> None:
         self._full = 0.0
-        if self._refusals and self._refusals % RENEWED == 0 and not self._window and self._channel.is_open:
+        if self._refusals and self._refusals % RENEWED == 0 and self._channel.is_open:
             # A channel of RabbitMQ 3.10 that met the queue while its leader was down refuses for ever (measured).
+            if self._window:  # and while the leader's machine stands still, it takes seconds for each of a thousand
+                self._error = reasons.Refusing()
+                return self._close()
             self._declaring = self.queue  # nothing is published until the new channel has declared it
             self._channel.close()
             self._window.lost()

@@ -48,6 +48,10 @@ class ConsumerGone(Exception):
     """RabbitMQ sends us nothing any more, though the connection lives: its text says why."""
 
 
+class Refusing(Exception):
+    """A connection that we end ourselves: RabbitMQ refuses on it, slowly, whatever we publish."""
+
+
 class QueueDiffers(Trouble):
     """The queue exists with other arguments than ours."""
 
@@ -118,6 +122,8 @@ def explain(error: BaseException, address: Address) -> str:
          f"{at} does not speak AMQP (5672 is RabbitMQ's port as a rule; 15672 is its web page)"),
         (lambda e: isinstance(e, StreamLostError) and "no answer" in str(e), f"{at} did not answer a call within"
          f" {ANSWER_TIMEOUT} s (a queue without its majority?)"),
+        (lambda e: isinstance(e, Refusing), f"RabbitMQ at {at} refuses one task after the other, and takes its time for"
+         " each: trying another connection"),
         (lambda e: isinstance(e, (StreamLostError, ConnectionResetError, BrokenPipeError)),
          f"the connection to {at} broke"),
         (lambda e: isinstance(e, OSError) and bool(e.strerror), f"{at} cannot be reached: {_os_reason(error)}"),

@@ -515,6 +515,28 @@ def test_the_rests_of_a_full_queue_double_up_to_two_seconds_and_every_fifth_brin
     assert played.finished == (1, 1)
 
 
+def test_a_channel_that_refuses_one_task_after_the_other_takes_its_connection_along(play: Start) -> None:
+    """RabbitMQ 3.10 does so while the machine of the queue's leader stands still: seven seconds for each task."""
+
+    def steps(rabbitmq: Connection) -> Iterator[None]:
+        for _ in range(5):
+            rabbitmq.nack(min(rabbitmq.sent))
+            before = len(rabbitmq.published)
+            while len(rabbitmq.published) == before and rabbitmq.is_open:
+                rabbitmq.ioloop.tick()
+                yield
+        while True:
+            yield
+
+    first, second = Connection(steps), Connection()
+    played = play(Given(*items(20)), first, second)
+    assert played.told("connection_lost") == ["RabbitMQ at 127.0.0.1:1 refuses one task after the other, and takes "
+                                              "its time for each: trying another connection"]
+    assert len(first.channels) == 1
+    assert sorted(second.published) == sorted(f"t{n}" for n in range(1, 21))
+    assert (played.status, played.finished) == (0, (20, 20))
+
+
 def test_a_queue_that_stays_full_for_long_is_waited_out(play: Start) -> None:
     rests: list[float] = []
     played = play(Given(item("a")), Connection(refuses(1100, rests)))
