@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import ssl
 import threading
 import time
 from types import TracebackType
@@ -83,6 +84,8 @@ class KeepAlive:
             sent = transport._sock.send(HEARTBEAT)
             if 0 < sent < len(HEARTBEAT):
                 transport.write(HEARTBEAT[sent:])
+        except ssl.SSLWantWriteError:  # OpenSSL keeps it, and wants the same bytes again
+            transport.write(HEARTBEAT)
         except OSError:
             pass  # _look says what it is
 

@@ -46,7 +46,8 @@ class Outbox:
         if not 0 < len(body) <= self._longest:
             self.flush()
             self._properties.message_id = message_id
-            self._channel.basic_publish("", self._queue, body, self._properties, mandatory=True)
+            if self._channel.is_open:
+                self._channel.basic_publish("", self._queue, body, self._properties, mandatory=True)
             return
         name, number = message_id.encode(), self._number
         properties = b"%b%c%b%b" % (self._before, len(name), name, self._after)

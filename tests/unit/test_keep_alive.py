@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import signal
+import ssl
 import threading
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -226,3 +228,17 @@ def test_with_the_true_clock_a_task_longer_than_a_turn_is_served() -> None:
     with serving(Connection(served.set), heartbeat=0.2):
         assert served.wait(DEADLINE)
         assert time.monotonic() - began >= 0.05
+
+
+def test_a_heartbeat_that_tls_has_no_room_for_is_left_to_pika() -> None:
+    """OpenSSL has taken the bytes and wants the same ones again: another frame in their place would spoil the stream."""
+
+    def full(data: bytes) -> int:
+        raise ssl.SSLWantWriteError
+
+    written: list[bytes] = []
+    transport = SimpleNamespace(_sock=SimpleNamespace(send=full), write=written.append, get_write_buffer_size=lambda: 0)
+    alive = KeepAlive()
+    alive._connection = SimpleNamespace(_impl=SimpleNamespace(_transport=transport))
+    alive._beat()
+    assert written == [keep_alive.HEARTBEAT]

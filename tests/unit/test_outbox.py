@@ -144,5 +144,6 @@ def test_nothing_is_sent_on_a_closed_channel() -> None:
     box = wire.outbox()
     box.publish("a", b"{}")
     wire.is_open_now = False
+    box.publish("big", b"x" * 200_000)
     box.flush()
     assert wire.sent == []

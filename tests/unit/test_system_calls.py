@@ -32,7 +32,7 @@ class Poller:
         self.reader = None
 
     def add_callback_threadsafe(self, callback: Any) -> None:
-        pass
+        self.later = callback
 
 
 class Wire:
@@ -90,10 +90,13 @@ def test_what_it_does_not_take_follows_in_order(wire: Wire) -> None:
     assert wire.far.recv(100) == b"and at once again"
 
 
-def test_an_error_is_found_by_pika_not_raised(wire: Wire) -> None:
+def test_an_error_ends_the_connection_as_pikas_own_would_and_sends_nothing_twice(wire: Wire) -> None:
     wire.far.close()
     wire.transport.write(b"ack")
-    assert wire.poller.writer  # pika tries it once more, and ends the connection with the reason
+    assert wire.transport.get_write_buffer_size() == 0
+    wire.poller.later()
+    ((error,),) = [wire.errors]
+    assert isinstance(error, BrokenPipeError)
 
 
 def test_an_ended_connection_sends_nothing(wire: Wire) -> None:
@@ -102,12 +105,14 @@ def test_an_ended_connection_sends_nothing(wire: Wire) -> None:
     assert wire.transport.get_write_buffer_size() == 0
 
 
-def test_one_look_at_the_socket_takes_what_is_there_and_leaves_the_rest_to_the_next(wire: Wire) -> None:
-    wire.far.sendall(b"x" * 70_000)
+def test_one_look_at_the_socket_finds_the_end_that_lies_behind_data(wire: Wire) -> None:
+    """A worker that stood still has heartbeats to read, and behind them that RabbitMQ has closed the connection."""
+    wire.far.sendall(b"heartbeats")
+    wire.far.close()
     wire.poller.reader()
-    assert len(wire.received) == 1 and 0 < len(wire.received[0]) <= 65_536
-    while len(b"".join(wire.received)) < 70_000:
-        wire.poller.reader()
+    assert wire.received == [b"heartbeats"]
+    wire.poller.later()
+    assert wire.errors == [None]
 
 
 @pytest.mark.parametrize("connection", [object(), SimpleNamespace(_impl=None), SimpleNamespace(_impl=object())])
