@@ -169,11 +169,13 @@ def asked(args: Namespace) -> int | None:
     """Have a person confirm; how many letters at most the answer was about. Raises Trouble unless it is yes."""
     if sys.stdin is None or not sys.stdin.isatty():
         raise WrongCall("discard deletes for good, and there is no terminal to ask at: say --yes")
-    number = None
+    number, what = None, ", ".join(quoted(name) for name in args.ids)
     if args.all:
         with opened(args) as (channel, _):
             number = status.counts(channel, broker.dead(args.queue)).message_count
-    what = f"all {number:,} dead letters" if args.all else ", ".join(quoted(name) for name in args.ids)
+        if number == 0:
+            return 0
+        what = "the only dead letter" if number == 1 else f"all {number:,} dead letters"
     print(f"Delete for good, from queue {quoted(args.queue)}: {what}? [y/N] ", end="", file=sys.stderr, flush=True)
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
         raise Trouble("nothing is deleted")

@@ -32,6 +32,11 @@ MAX_ATTEMPTS = 5
 RETRY_DELAY = 1.0  # seconds before the second attempt; doubled for each one after it
 MAX_REST = 30.0  # seconds between two attempts
 DRAINED_WITH_DEAD = 3
+# What the first signal finds, and what it will do with it.
+NOTHING = "nothing in hand"
+WORKING = "finishing the task in hand; once more gives it back at once"
+RESTING = "the task that rests goes back at once"
+DYING = "waiting until the dead letter is confirmed; once more gives the task back"
 
 
 class Worker:
@@ -76,7 +81,7 @@ class Worker:
         self.keep_alive = KeepAlive()
         self.rests = Rests(self.tell)
         self.attempt = 1  # of the task in hand
-        self._busy = False
+        self._in_hand = NOTHING
         self._cancelled = False  # by us
         self._deliveries = 0  # on this connection
         self._ever = False  # has any connection come as far as consuming?
@@ -195,8 +200,8 @@ class Worker:
             reason = f"{attempt - 1} attempts used up: the worker or the connection was lost during the last"
             return self._dead_letter(ch, tag, body, properties, reason, attempt - 1, task_id)
 
-        self._busy = True
-        shown = {} if self.events.as_json else {"complexity": task.get("complexity")}
+        self._in_hand = WORKING
+        shown = {} if self.events.as_json or self.handler else {"complexity": task["complexity"]}
         self.tell("started", id=task_id, attempt=attempt, redelivered=method.redelivered, **shown)
         began = time.monotonic()
         failure: BaseException | None = None
@@ -204,6 +209,7 @@ class Worker:
             with self.keep_alive:
                 self.process_task(task)
         except Abandoned:
+            self.seconds_busy += time.monotonic() - began
             self.tell("abandoned", id=task_id, attempt=attempt)
             raise
         except KeyboardInterrupt:
@@ -211,7 +217,7 @@ class Worker:
         except BaseException as error:  # a handler's sys.exit() or CancelledError is its failure, not our end
             failure = error
         finally:
-            self._busy = False
+            self._in_hand = NOTHING
         took = time.monotonic() - began
         self.seconds_busy += took
         if self.stopping.abandoned:  # a handler swallowed Abandoned
@@ -222,7 +228,7 @@ class Worker:
             self.tell("failed", id=task_id, attempt=attempt, error=handlers.describe(failure), seconds=round(took, 3))
         if self._lost(ch):
             self.tell("discarded", id=task_id, attempt=attempt, reason="the connection was lost while it ran: "
-                      "RabbitMQ gives the task to another worker")
+                      "RabbitMQ gives the task to whoever is free")
             raise self.keep_alive.lost or ConsumerGone("RabbitMQ cancelled the consumer during a task (was the queue "
                                                        "deleted, or did the task take too long?)")
         self._heed_stop(ch)
@@ -250,8 +256,11 @@ class Worker:
         always fail would keep every worker from all the others."""
         rest = min(self.retry_delay * 2 ** min(attempt - 1, 30), MAX_REST)
         began = time.monotonic()
+        self._in_hand = RESTING
+        self.events.resting(task_id, rest)
         with self.keep_alive:
             self.stopping.rest(rest)
+        self._in_hand = NOTHING
         if self._lost(ch):
             raise self.keep_alive.lost or ConsumerGone("RabbitMQ cancelled the consumer during a rest")
         self._heed_stop(ch)
@@ -263,6 +272,7 @@ class Worker:
     ) -> None:
         """Confirm the dead letter, then ack the original: a worker that dies between the two leaves one too many,
         never one too few."""
+        self._in_hand = DYING
         try:
             if self._dead_letters is None:
                 self._dead_letters = self._connection.channel()
@@ -288,6 +298,8 @@ class Worker:
             if reasons.is_denied(error):  # for this task, and for every other that fails: the next worker gets it
                 raise Trouble(reasons.explain(error, self._address)) from None
             raise
+        finally:
+            self._in_hand = NOTHING
         self.tasks_dead_lettered += 1
         shown = {} if task_id or self.events.as_json else {"message_id": properties.message_id}
         self.tell("dead_lettered", id=task_id, attempt=attempts, reason=reason, **shown)
@@ -320,8 +332,7 @@ class Worker:
 
     def _say_stopping(self, signum: int) -> None:
         how = "Ctrl+C" if signum == signal.SIGINT else signal.Signals(signum).name
-        what = "finishing the task in hand; once more gives it back at once" if self._busy else "nothing in hand"
-        self.tell("stopping", reason=f"{how}: {what}")
+        self.tell("stopping", reason=f"{how}: {self._in_hand}")
 
 
 def close(connection: Any) -> None:

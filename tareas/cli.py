@@ -82,8 +82,18 @@ def run(main: Callable[[list[str] | None], int], argv: list[str] | None = None) 
 def _complain(program: str, message: str, status: int) -> int:
     if sys.stderr is not None:
         with contextlib.suppress(OSError, ValueError):
-            print(f"{program}: {message}", file=sys.stderr, flush=True)
+            print(_fitted(f"{program}: {message}"), file=sys.stderr, flush=True)
     return status
+
+
+def _fitted(line: str) -> str:
+    """The line; on a terminal where it is too long, wrapped between words."""
+    if not sys.stderr.isatty():
+        return line
+    import textwrap  # here: it is for the rare end
+
+    columns = os.get_terminal_size(sys.stderr.fileno()).columns
+    return textwrap.fill(line, columns - 1, break_long_words=False, break_on_hyphens=False) if columns > 20 else line
 
 
 def _leave_stdout() -> None:

@@ -35,7 +35,8 @@ class DockerBroker:
     def create(self, deadline: float = BOOT) -> None:
         """Make the container and wait for RabbitMQ in it. Raises NodeTrouble."""
         if not free(self.port):
-            raise NodeTrouble(f"port {self.port} is taken: use what is there, stop it, or choose another port")
+            raise NodeTrouble(f"port {self.port} is taken: use what is there, stop it, or choose another "
+                              "(make broker ARGS='--port N')")
         volume = [f"--volume={self.volume}:/var/lib/rabbitmq"] if self.volume else []
         # The fixed host name: a node's data belongs to its name, which is rabbit@HOSTNAME.
         options = ["--detach", f"--name={self.container}", "--hostname=tareas", f"--publish={HOST}:{self.port}:5672"]

@@ -123,6 +123,12 @@ class Events:
             self._progress_due = time.monotonic() + PROGRESS_REST
             self._write("progress", f"{self._shown_who}  {'progress':<9} {text}\n", {})
 
+    def resting(self, task_id: str, seconds: float) -> None:
+        """A terminal shows the rest of this task before it is given back; nowhere else is it an event."""
+        if self._screen is not None:
+            with self._lock:
+                self._screen.running(self._shown(task_id), seconds, "resting")
+
     def close(self) -> None:
         """Leave the terminal clean. Never raises; calling it twice is fine."""
         if self._screen is not None:

@@ -124,7 +124,8 @@ class Node:
         if not free(self.port):
             version = greet(self.port)
             owner = "another program" if version is None else f"another RabbitMQ ({version or 'or its like'})"
-            raise NodeTrouble(f"port {self.port} is taken by {owner}: use that one, stop it, or choose another port")
+            raise NodeTrouble(f"port {self.port} is taken by {owner}: use that one, stop it, or choose another "
+                              "(make broker ARGS='--port N')")
         other = node_guard.read_pid(self._pid_file)
         if other is not None and is_erlang(other):
             raise NodeTrouble(f"a RabbitMQ (process {other}) runs on the data in {self.folder} already: stop it first")

@@ -312,6 +312,19 @@ def test_a_discard_takes_no_more_than_it_asked_about(place: Place) -> None:
     assert place.dead() == ["c"]
 
 
+def test_a_discard_does_not_ask_about_nothing_and_counts_one_as_one(place: Place) -> None:
+    ours, theirs = pty.openpty()
+    done = subprocess.run(place.call("discard", "--all"), cwd=ROOT, stdin=theirs, capture_output=True, text=True,
+                          timeout=DEADLINE, check=False)
+    for end in (ours, theirs):
+        os.close(end)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "0 discarded\n", "")
+    place.bury("a")
+    place.until(lambda: place.counts(broker.dead(place.queue)).message_count == 1)
+    code, said = at_terminal(place, "discard", "--all", answer=lambda: b"y\n")
+    assert code == 0 and "the only dead letter? [y/N]" in said
+
+
 def test_without_a_terminal_a_discard_needs_yes(place: Place) -> None:
     place.bury("a")
     assert "say --yes" in place.admin("discard", "--all", code=2).stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import subprocess
 import sys
@@ -331,3 +332,25 @@ def test_ctrl_c_is_no_traceback() -> None:
 def test_help_into_a_pipe_that_closes_is_quiet(nobody: int) -> None:
     done = program("Parser('x', 'Doc.').parse_args(['--help'])", stdout=nobody)
     assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_a_complaint_is_wrapped_between_words_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+        def fileno(self) -> int:
+            return 2
+
+    monkeypatch.setattr("os.get_terminal_size", lambda fd: os.terminal_size((40, 24)))
+    monkeypatch.setattr(sys, "argv", ["worker.py"])
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+
+    def main(argv: object) -> int:
+        raise cli.Trouble("nobody listens at localhost:5672 (start RabbitMQ: make broker)")
+
+    assert cli.run(main) == 1
+    assert terminal.getvalue().splitlines() == [
+        "worker.py: nobody listens at", "localhost:5672 (start RabbitMQ: make", "broker)",
+    ]  # fmt: skip

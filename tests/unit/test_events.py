@@ -483,6 +483,23 @@ def test_the_bar_ends_with_the_task(terminal: Terminal, word: str) -> None:
     events.close()
 
 
+def test_a_task_that_rests_is_shown_until_it_is_given_back(terminal: Terminal) -> None:
+    events = Events("worker-1", stream=terminal.stream)
+    events.tell("failed", id="task-1", attempt=3, seconds=0.1, error="no")
+    events.resting("task-1", 4.0)
+    terminal.wait(lambda t: bool(re.fullmatch(r"worker-1  resting   task-1  \d\.\d of 4\.0 s  ━*─+", t.rows()[-1])))
+    events.tell("requeued", id="task-1", attempt=3, rest=4.0)
+    events.close()
+    terminal.end()
+    assert "resting" not in "".join(terminal.rows())
+
+
+def test_without_a_terminal_a_rest_is_no_event() -> None:
+    stream = io.StringIO()
+    Events("w", stream=stream).resting("a", 4.0)
+    assert stream.getvalue() == ""
+
+
 def test_close_takes_the_bar_away_and_may_be_called_twice(terminal: Terminal) -> None:
     events = Events("worker-1", stream=terminal.stream)
     events.tell("started", id="task-1", attempt=1, redelivered=False)

@@ -231,7 +231,7 @@ def test_with_the_true_clock_a_task_longer_than_a_turn_is_served() -> None:
 
 
 def test_a_heartbeat_that_tls_has_no_room_for_is_left_to_pika() -> None:
-    """OpenSSL has taken the bytes and wants the same ones again: another frame in their place would spoil the stream."""
+    """OpenSSL has taken the bytes and wants the same again: another frame in their place would spoil all."""
 
     def full(data: bytes) -> int:
         raise ssl.SSLWantWriteError

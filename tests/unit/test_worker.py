@@ -366,12 +366,57 @@ def test_an_abandoned_task_goes_back_without_a_word_to_rabbitmq(
     assert bench.journal.story() == ["started", "stopping", "abandoned"]
     assert bench.journal.told("abandoned") == {"id": "a", "attempt": 1}
     assert bench.counts() == (0, 0, 0)
+    assert bench.worker.seconds_busy > 0
 
 
 def test_a_second_signal_while_the_worker_rests_gives_the_task_back_too(impatient: None, bench: Bench) -> None:
     bench.while_resting = lambda: twice(signal.SIGINT)
     assert bench.run(lambda task: fails(bench, task), bench.connection(Delivery())) == 130
     assert bench.journal.story() == ["started", "failed", "rest 1", "stopping"]
+
+
+def stopped_in(handler: Callable[[dict[str, Any]], Any], bench: Bench, *deliveries: Delivery, **options: Any) -> str:
+    bench.run(handler, bench.connection(*deliveries, **options))
+    return str(bench.journal.told("stopping")["reason"])
+
+
+def test_the_first_signal_says_what_it_finds_in_hand(bench: Bench) -> None:
+    def stops(task: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    assert stopped_in(stops, bench, Delivery()) == "Ctrl+C: finishing the task in hand; once more gives it back at once"
+
+
+def test_the_first_signal_says_that_a_task_rests(bench: Bench) -> None:
+    bench.while_resting = lambda: signal.raise_signal(signal.SIGTERM)
+    said = stopped_in(lambda task: fails(bench, task), bench, Delivery())
+    assert said == "SIGTERM: the task that rests goes back at once"
+
+
+def test_the_first_signal_says_that_nothing_is_in_hand_between_two_tasks(bench: Bench) -> None:
+    assert stopped_in(lambda task: None, bench, Delivery()) == "SIGTERM: nothing in hand"
+
+
+def test_the_first_signal_says_that_a_dead_letter_waits(monkeypatch: pytest.MonkeyPatch, bench: Bench) -> None:
+    monkeypatch.setattr("tareas.dead_letter.publish", lambda *args: signal.raise_signal(signal.SIGTERM))
+    said = stopped_in(lambda task: None, bench, Delivery(b"no task"))
+    assert said.startswith("SIGTERM: waiting until the dead letter is confirmed")
+
+
+def test_a_handlers_task_shows_no_length_that_only_the_simulation_has(
+    monkeypatch: pytest.MonkeyPatch, bench: Bench
+) -> None:
+    told: list[dict[str, Any]] = []
+    monkeypatch.setattr(Events, "tell", lambda self, word, **facts: told.append({"word": word, **facts}))
+    monkeypatch.setattr(Events, "_as_json", None)
+    for handler, length in ((None, 0), (lambda task: None, None)):
+        told.clear()
+        worker = Worker("w", queue="q", handler=handler, events=Events("w", stream=bench.journal.stream))
+        hand_out(monkeypatch, bench.connection(Delivery()))
+        monkeypatch.setattr(worker, "keep_alive", bench.keep_alive)
+        worker.start()
+        (started,) = (facts for facts in told if facts["word"] == "started")
+        assert started.get("complexity") == length
 
 
 def test_the_grace_time_bounds_the_task_in_hand(bench: Bench) -> None:
