@@ -179,8 +179,8 @@ def test_every_option_is_told_and_none_that_is_not_there(path: Path) -> None:
 
 @BOTH
 def test_the_task_and_the_verdict_that_it_shows_are_such(path: Path) -> None:
-    (example,) = re.findall(r'`(\{"id".*?\})`', prose(path))
-    assert task.decode(example.encode())["id"] == "import-01"
+    examples = [task.decode(example.encode()) for example in re.findall(r'`(\{"id".*?\})`', prose(path))]
+    assert [each["id"] for each in examples] == ["import-01", "bad"]
 
     line = audit([]).line()
     assert isinstance(audit([]), Verdict)
