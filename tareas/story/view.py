@@ -24,6 +24,7 @@ from tareas.story.timeline import AGAIN, KEY, Event, bars, by_number, draw
 
 WIDTH = 80
 MARGIN = 4  # columns before the narration, for its number
+BELOW = MARGIN + 20  # and before the second line of an event, which stands under what the first one says
 OWN_WORDS = {"killed": ("KILLED", "bold red"), "down": ("KILLED", "bold red"), "up": ("started again", "bold green")}
 UNSHOWN = ("published", "confirmed")  # the panel counts them
 
@@ -89,9 +90,8 @@ class View:
             self._events.append(event)
         text = line(event)
         if text:
-            text = " " * MARGIN + text
-            if len(text) > self._width:
-                text = text[: self._width - 3] + "..."
+            text, below = " " * MARGIN + text, " " * BELOW
+            text = textwrap.fill(text, self._width, subsequent_indent=below, break_on_hyphens=False)
             own = OWN_WORDS.get(event["event"])
             self._say(text, own[1] if own else WORDS[event["event"]].style)
 
@@ -156,7 +156,7 @@ def _states(events: Iterable[Event]) -> dict[str, str]:
     """Each worker, and what it is besides working or waiting for a task ("")."""
     states: dict[str, str] = {}
     words = {"killed": "killed", "connection_lost": "no RabbitMQ", "waiting": "no RabbitMQ",
-             "stopped": "stopped", "stopping": "stopping"}  # fmt: skip
+             "stopped": "stopped", "stopping": "stopping", "failed": "resting"}  # fmt: skip
     for event in events:
         if event["who"] in ("producer", "RabbitMQ"):
             continue
@@ -172,7 +172,9 @@ def _counts(events: Iterable[Event]) -> str:
         return {event.get("id") for event in events if event["event"] in words}
 
     confirmed, done, dead = ids("confirmed"), ids("done"), ids("dead_lettered")
-    in_hand = {bar.id for bar in bars(events) if bar.end is None}
+    last = {event["who"]: event for event in events}
+    resting = {event["id"] for event in last.values() if event["event"] == "failed"}
+    in_hand = {bar.id for bar in bars(events) if bar.end is None} | resting
     waiting = len(confirmed - done - dead - in_hand)
     return f"waiting {waiting}, in hand {len(in_hand)}, done {len(done)}, dead {len(dead)}"
 

@@ -141,3 +141,26 @@ def test_the_bar_of_a_running_task_grows_with_it(monkeypatch: pytest.MonkeyPatch
         return len(bar[1]) if bar else 0
 
     assert filled(0.1) < filled(2) < filled(3.5) <= filled(9)
+
+
+def test_a_long_event_is_wrapped_under_what_its_first_line_says() -> None:
+    stream = io.StringIO()
+    view = View(Console(file=stream, width=80))
+    reason = "the connection was lost while it ran: RabbitMQ gives the task to whoever is free"
+    view.event(event(1, "discarded", "worker-1", id="report-01", attempt=1, reason=reason))
+    first, *rest = stream.getvalue().splitlines()
+    assert first.startswith("    worker-1  discarded the result of report-01: the connection was")
+    assert rest and all(line.startswith(24 * " ") and line[24] != " " for line in rest)
+    assert " ".join([first.strip(), *map(str.strip, rest)]).endswith(reason)
+    assert max(map(len, [first, *rest])) <= 80
+
+
+def test_a_task_that_rests_is_in_hand_still() -> None:
+    stream = io.StringIO()
+    view = View(Console(file=stream, width=80, force_terminal=True))
+    for happened in (event(0, "confirmed", "producer", id="a"), started(1, "worker-1", "a"),
+                     event(2, "failed", "worker-1", id="a", attempt=1, seconds=1.0, error="no")):  # fmt: skip
+        view.event(happened)
+    view._console.print(view._panel())
+    assert "waiting 0, in hand 1" in stream.getvalue()
+    assert "resting" in stream.getvalue()
