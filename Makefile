@@ -26,7 +26,8 @@ broker: .venv/run
 
 test: .venv/dev
 	$(RUN) -m tareas.private_broker --install
-	$(MAKE) check tests
+	HYPOTHESIS_PROFILE=thorough $(MAKE) check
+	$(MAKE) tests
 
 check: .venv/dev
 	$(RUN) -m ruff check .
@@ -35,7 +36,6 @@ check: .venv/dev
 
 # A test that passed only when it was run again is named at the end (-rR): it is a finding, not a success.
 tests: .venv/dev
-	HYPOTHESIS_PROFILE=thorough $(RUN) -m pytest -q tests/unit/test_task.py tests/unit/test_audit.py tests/unit/test_window.py
 	$(RUN) -m pytest -q tests/integration tests/faults -n $(JOBS) --dist loadgroup --reruns 1 -rR --durations 15
 
 faults: .venv/dev
