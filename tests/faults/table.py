@@ -42,3 +42,12 @@ def _read(path: Path) -> list[tuple[str, ...]]:
         return []
     lines = path.read_text().splitlines()[2:]
     return [tuple(cell.strip() for cell in line.strip("| ").split("|")) for line in lines]
+
+
+def sums(path: Path) -> dict[str, list[int]]:
+    """By fault, all its variants and versions together: tasks, faults injected, redelivered, done twice, dead, lost."""
+    found: dict[str, list[int]] = {}
+    for row, _, *figures, _ in _read(path):
+        before = found.setdefault(row.partition(":")[0], [0] * len(figures))
+        found[row.partition(":")[0]] = [a + int(b.replace(",", "")) for a, b in zip(before, figures, strict=True)]
+    return found

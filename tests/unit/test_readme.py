@@ -19,6 +19,7 @@ import yaml
 
 from tareas import task
 from tareas.audit import Verdict, audit
+from tests.faults.table import sums
 from tests.readme import ENGLISH, SPANISH, blocks, commands, masked, prose, shown
 from tests.support import ROOT
 
@@ -224,3 +225,14 @@ def test_its_figures_of_speed_are_those_that_were_measured(path: Path) -> None:
     assert len(figures) == 21
     for figure in figures:
         assert re.search(rf"\| {re.escape(figure)} \(", measured), figure
+
+
+@BOTH
+def test_its_fault_matrix_is_that_of_the_full_run(path: Path) -> None:
+    """Row by row the sums of tests/faults/TABLE.md; nothing lost."""
+    (table,) = [part for part in prose(path).split("\n\n") if part.startswith("|") and "|---|---:|---:" in part]
+    shown_rows = [
+        [int(re.sub("[ ,]", "", cell)) for cell in row.strip("|").split("|")[1:]] for row in table.splitlines()[2:]
+    ]
+    assert shown_rows == list(sums(ROOT / "tests" / "faults" / "TABLE.md").values())
+    assert len(shown_rows) == 19 and all(row[-1] == 0 for row in shown_rows)
