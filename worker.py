@@ -109,7 +109,7 @@ class Worker:
             except Abandoned:
                 status = 128 + (self.stopping.abandoned or signal.SIGINT)
             except Trouble:
-                if self._ever:
+                if self.seconds_busy or self.tasks_dead_lettered:
                     self._say_stopped()
                 raise
         self._say_stopped()

@@ -9,6 +9,7 @@ It never touches a RabbitMQ that runs on this machine already: own ports, own co
 own configuration. POSIX only, as RabbitMQ's own scripts are.
 """
 
+import contextlib
 import os
 import re
 import secrets
@@ -56,7 +57,7 @@ class Node:
         self.dist_port = self._claim()
         self.own_epmd = epmd is None
         self.epmd = epmd or self._claim()
-        self.management_port = self._claim(15672 if port and free(15672) else None) if management else None
+        self.management_port = self._management_port(port) if management else None
         self._guard: subprocess.Popen[bytes] | None = None
         self._version = ""
         self._logged: dict[Path, int] = {}  # how long its logs were at its launch
@@ -65,6 +66,13 @@ class Node:
         claim = Claim(port)
         self._claims.append(claim)
         return claim.port
+
+    def _management_port(self, port: int | None) -> int:
+        """RabbitMQ's own, 15672, for a node that is at a port of the caller's choice; if nobody has it."""
+        if port and free(15672):
+            with contextlib.suppress(NodeTrouble):  # another node of ours that is about to have it
+                return self._claim(15672)
+        return self._claim()
 
     def __enter__(self) -> "Node":
         try:

@@ -726,5 +726,12 @@ def test_no_connection_within_the_time_allowed_is_said_with_the_reason(bench: Be
 
 def test_a_worker_that_has_worked_ends_with_its_summary_even_when_there_is_no_way_on(bench: Bench) -> None:
     with pytest.raises(Trouble, match="no connection within 0 s: RabbitMQ cancelled"):
-        bench.run(None, bench.connection(when_idle=Channel.stop_consuming), connect_timeout=0)
+        bench.run(None, bench.connection(Delivery(), when_idle=Channel.stop_consuming), connect_timeout=0)
     assert bench.journal.words[-1] == "stopped"
+    assert bench.journal.told("stopped")["processed"] == 1
+
+
+def test_a_worker_that_has_done_nothing_leaves_the_reason_to_stand_alone(bench: Bench) -> None:
+    with pytest.raises(Trouble):
+        bench.run(None, bench.connection(when_idle=Channel.stop_consuming), connect_timeout=0)
+    assert "stopped" not in bench.journal.words
