@@ -303,6 +303,11 @@ def total(seen: dict[str, Progress]) -> int:
     return sum(progress.count for progress in seen.values())
 
 
+def span(seen: dict[str, Progress]) -> float:
+    """Seconds from the start of the first task to the end of the last."""
+    return max(worker.end for worker in seen.values()) - min(worker.first for worker in seen.values())
+
+
 def tree(pid: int) -> Iterator[int]:
     """The process and all below it (Linux)."""
     yield pid

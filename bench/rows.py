@@ -23,7 +23,7 @@ from bench.contenders import (
     Contender,
     present,
 )
-from bench.measure import Bench, Failed, cpu, memory, shifted, write_tasks
+from bench.measure import Bench, Failed, cpu, memory, shifted, span, write_tasks
 
 Values = dict[str, list[float]]  # by contender (or case), one figure a turn
 
@@ -234,8 +234,7 @@ def makespan(bench: Bench, size: Size) -> Iterator[Row]:
     ideal = sum(complexities) / workers
 
     def measure(contender: Contender) -> float:
-        seen = bench.run(contender, file, len(complexities), workers).values()
-        return (max(worker.end for worker in seen) - min(worker.first for worker in seen)) / ideal
+        return span(bench.run(contender, file, len(complexities), workers)) / ideal
 
     peers = (TUTORIAL, AIO_PIKA, KOMBU, DRAMATIQ, CELERY)
     values = in_turns(size.runs, (TAREAS, *peers), measure)
@@ -275,13 +274,12 @@ def growth(bench: Bench, size: Size) -> Iterator[Row]:
             count = workers * size.of(100)
             file = write_tasks(bench.folder / "steady.jsonl", count, [0.02])
             for contender in (TAREAS, TUTORIAL):
-                seen = bench.run(contender, file, count, workers).values()
-                took = max(worker.end for worker in seen) - min(worker.first for worker in seen)
+                took = span(bench.run(contender, file, count, workers))
                 values.setdefault(f"{contender.name}, {workers}", []).append(count * 0.02 / workers / took)
     ours = {name: got for name, got in values.items() if name.startswith(TAREAS.name)}
     claims = [Claim(f"{name} workers: at least 0.9", got, 0.9, at_least=True) for name, got in ours.items()]
-    for name, got in ours.items():
-        over = [one / other for one, other in zip(got, values[name.replace(TAREAS.name, TUTORIAL.name)], strict=True)]
+    for name in ours:
+        over = ratios(values, name.replace(TAREAS.name, TUTORIAL.name), name)
         claims.append(Claim(f"{name} workers: at least 0.95 × {TUTORIAL.name}", over, 0.95, at_least=True))
     yield Row("Growth with workers, tasks of 20 ms", "of the ideal", values, claims)
 

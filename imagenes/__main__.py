@@ -41,6 +41,7 @@ class Scene:
         self.folder = folder
         self._node = node
         self._terminals: list[Terminal] = []
+        self._processes: list[subprocess.Popen[str]] = []
         ours = ("AMQP_URL", "NO_COLOR", "VIRTUAL_ENV", "MAKELEVEL", "MAKEFLAGS", "MFLAGS")
         kept = {key: value for key, value in os.environ.items() if key not in ours}
         self.environment = kept | {"PIP_DISABLE_PIP_VERSION_CHECK": "1"}
@@ -63,13 +64,17 @@ class Scene:
 
     def call(self, *command: str, **options: Any) -> subprocess.Popen[str]:
         """A command without a terminal."""
-        return subprocess.Popen(
-            command, cwd=self.folder, env=self.environment | self.with_programs, text=True, **options
-        )
+        environment = self.environment | self.with_programs
+        process = subprocess.Popen(command, cwd=self.folder, env=environment, text=True, **options)
+        self._processes.append(process)
+        return process
 
     def close(self) -> None:
         for terminal in self._terminals:
             terminal.close()
+        for process in self._processes:  # a picture that failed leaves them running
+            process.kill()
+            process.wait()
 
 
 # -- the pictures

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import signal
-import ssl
 import threading
 import time
 from types import TracebackType
 
 import pika
+
+from tareas.system_calls import send_at_once
 
 HEARTBEAT = pika.frame.Heartbeat().marshal()
 
@@ -80,14 +81,7 @@ class KeepAlive:
         transport = getattr(getattr(self._connection, "_impl", None), "_transport", None)
         if transport is None or self.lost is not None or transport.get_write_buffer_size():
             return  # gone, or amid another frame
-        try:
-            sent = transport._sock.send(HEARTBEAT)
-            if 0 < sent < len(HEARTBEAT):
-                transport.write(HEARTBEAT[sent:])
-        except ssl.SSLWantWriteError:  # OpenSSL keeps it, and wants the same bytes again
-            transport.write(HEARTBEAT)
-        except OSError:
-            pass  # _look says what it is
+        send_at_once(transport, HEARTBEAT, transport.write)
 
     def _look(self) -> None:
         if self._connection is None or self.lost is not None:

@@ -31,7 +31,6 @@ from typing import Any
 
 from tareas import addresses, audit, broker, delivery
 from tareas.letter import DeadLetter, read
-from tareas.local_broker import Node
 from tests.faults import table
 
 ROOT = Path(__file__).parents[2]
@@ -536,13 +535,6 @@ class Fleet:
         ended = [member for member in self.members if not member.running]
         shown = [member for member in self.members if member.running] + ended[-8:]
         return "\n".join([self.counts(), *(member.report() for member in shown)])
-
-
-def node_fleet(node: Node, folder: Path) -> Fleet:
-    """A fleet on a node of the test's own, its queue declared: to be killed after wait_until_safe."""
-    fleet = Fleet(node.url, "faults", folder)
-    fleet.declare()
-    return fleet
 
 
 def _pour(member: Member, lines: Sequence[str], per_second: float) -> None:

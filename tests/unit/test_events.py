@@ -366,6 +366,17 @@ def test_a_terminal_shows_every_word_in_the_colour_of_its_kind(terminal: Termina
         assert f"worker-1  {line}\n" in whole
 
 
+def plain_screen(monkeypatch: pytest.MonkeyPatch, columns: int) -> tuple[Any, io.StringIO]:
+    """A screen of this width without colours, and what it prints."""
+    from tareas.screen import Screen
+
+    stream = io.StringIO()
+    screen = Screen(stream, "worker-1")
+    monkeypatch.setattr(screen, "_columns", lambda: columns)
+    monkeypatch.setattr(screen, "_styles", lambda style: "")
+    return screen, stream
+
+
 LONG = "login refused: check the user and the password in the address (guest may log in from localhost only)"
 
 
@@ -378,24 +389,14 @@ LONG = "login refused: check the user and the password in the address (guest may
 def test_a_long_line_is_wrapped_between_words_below_its_beginning(
     monkeypatch: pytest.MonkeyPatch, columns: int, rows: list[str]
 ) -> None:
-    from tareas.screen import Screen
-
-    stream = io.StringIO()
-    screen = Screen(stream, "worker-1")
-    monkeypatch.setattr(screen, "_columns", lambda: columns)
-    monkeypatch.setattr(screen, "_styles", lambda style: "")
+    screen, stream = plain_screen(monkeypatch, columns)
     screen.show(WORDS["cancelled"], LONG)
     first, *rest = stream.getvalue().splitlines()
     assert [first, *rest] == ["worker-1  cancelled " + rows[0], *(20 * " " + row for row in rows[1:])]
 
 
 def test_where_there_is_no_room_behind_the_label_the_text_goes_below_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    from tareas.screen import Screen
-
-    stream = io.StringIO()
-    screen = Screen(stream, "worker-1")
-    monkeypatch.setattr(screen, "_columns", lambda: 36)
-    monkeypatch.setattr(screen, "_styles", lambda style: "")
+    screen, stream = plain_screen(monkeypatch, 36)
     screen.show(WORDS["cancelled"], LONG)
     screen.show(WORDS["published"], "task-0001")
     assert stream.getvalue().splitlines() == [

@@ -237,7 +237,8 @@ def test_a_heartbeat_that_tls_has_no_room_for_is_left_to_pika() -> None:
         raise ssl.SSLWantWriteError
 
     written: list[bytes] = []
-    transport = SimpleNamespace(_sock=SimpleNamespace(send=full), write=written.append, get_write_buffer_size=lambda: 0)
+    transport = SimpleNamespace(_sock=SimpleNamespace(send=full), write=written.append, get_write_buffer_size=lambda: 0,
+                                _state=1, _STATE_ACTIVE=1)
     alive = KeepAlive()
     alive._connection = SimpleNamespace(_impl=SimpleNamespace(_transport=transport))
     alive._beat()
