@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
 import time
@@ -81,7 +82,8 @@ class KeepAlive:
         transport = getattr(getattr(self._connection, "_impl", None), "_transport", None)
         if transport is None or self.lost is not None or transport.get_write_buffer_size():
             return  # gone, or amid another frame
-        send_at_once(transport, HEARTBEAT, transport.write)
+        with contextlib.suppress(OSError):  # _look reads first what RabbitMQ has said before it went away
+            send_at_once(transport, HEARTBEAT, transport.write)
 
     def _look(self) -> None:
         if self._connection is None or self.lost is not None:

@@ -14,16 +14,13 @@ FULL = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 def send_at_once(transport: Any, data: bytes, later: Callable[[bytes], object]) -> None:
     """Send what the socket of pika's transport takes now; `later` gets the rest, and all of it while pika itself has
-    something to send. An error ends the connection, as pika's own sending does: nothing is sent twice."""
+    something to send. Raises OSError when the connection is gone."""
     sent = 0
     if transport._state == transport._STATE_ACTIVE and not transport.get_write_buffer_size():
         try:
             sent = transport._sock.send(data)
         except FULL:
             sent = 0
-        except OSError as error:
-            transport._initiate_abort(error)
-            return
     if sent < len(data):
         later(data[sent:])
 
@@ -42,4 +39,11 @@ def spare_system_calls(connection: pika.BlockingConnection) -> None:
     if type(transport).__name__ != "_AsyncPlaintextTransport":
         return
     buffer = transport.write
-    transport.write = lambda data: send_at_once(transport, data, buffer)
+
+    def write(data: bytes) -> None:
+        try:
+            send_at_once(transport, data, buffer)
+        except OSError as error:  # as pika does. Nothing is sent twice, even if it was a signal handler that raised
+            transport._initiate_abort(error)
+
+    transport.write = write

@@ -171,6 +171,8 @@ def test_both_outlive_an_operator_who_closes_their_connections(killable: Node, p
     pair.producer.wait_event("connected", count=2)
     pair.send("meanwhile-1", "meanwhile-2")
     assert states_of(pair.worker) == ["connected"]
+    (held,) = pair.worker.event_list("started", id=HELD)
+    until(lambda: time.time() > held["time"] + 2 * KeepAlive.TURN)  # a task as long as that looks at its connection
     pair.release()
     pair.end("connection_lost", "connected")
     pair.held_was_discarded()
