@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 TURN = 0.2  # seconds between two drawings; a task that is done sooner gets no line at all, only flicker would show
 LONGEST_BAR = 30  # columns
 SHORTEST_BAR = 5
+SHORTEST_NAME = 9  # of a task: "task-0003"
 NARROWEST = 20  # columns that text behind a label is wrapped to
 
 
@@ -127,13 +128,16 @@ class Screen:
                 return
 
     def _line(self, label: str, style: str, task: str, text: str, part: float | None) -> Text:
-        """At most as wide as the terminal: first the bar gets shorter, then the task's id."""
+        """At most as wide as the terminal: first the bar gets shorter, then the task's id; the label goes where even
+        the id's beginning has no room."""
         # Three stay free: some terminals wrap as soon as the last is written, and ^C, which they echo, takes two.
         columns = max(self._columns() - 3, 1)
         dots: OverflowMethod = "ellipsis" if self._bar[0] == "━" else "crop"
         line = Text.assemble(f"{self._who}  ", (f"{label:<9} ", self._styles(style)))
         if task:
             name = Text(task)
+            if columns - line.cell_len - len(text) - 2 < min(name.cell_len, SHORTEST_NAME):
+                line = Text(f"{self._who}  ")
             name.truncate(max(columns - line.cell_len - len(text) - 2, 1), overflow=dots)
             line.append_text(name).append("  ")
         line.append(text)

@@ -29,18 +29,26 @@ OWN_WORDS = {"killed": ("KILLED", "bold red"), "down": ("KILLED", "bold red"), "
 UNSHOWN = ("published", "confirmed")  # the panel counts them
 
 
-def line(event: Event) -> str:
-    """The event as the command itself prints it without --json; "" for one that would only fill the screen."""
-    facts = dict(event)
-    del facts["time"]
-    word, who = facts.pop("event"), facts.pop("who")
-    if word in OWN_WORDS:
-        return f"{who}  {OWN_WORDS[word][0]}"
-    if word in UNSHOWN or word not in WORDS:
-        return ""
-    text = io.StringIO()
-    Events(who, stream=text).tell(word, **facts)
-    return text.getvalue().rstrip("\n")
+class Words:
+    """Says events as the commands themselves print them without --json."""
+
+    def __init__(self) -> None:
+        self._told: dict[str, Events] = {}  # each remembers what it has said: a reason that stays is not repeated
+        self._text = io.StringIO()
+
+    def line(self, event: Event) -> str:
+        """The event in words; "" for one that would only fill the screen."""
+        facts = dict(event)
+        del facts["time"]
+        word, who = facts.pop("event"), facts.pop("who")
+        if word in OWN_WORDS:
+            return f"{who}  {OWN_WORDS[word][0]}"
+        if word in UNSHOWN or word not in WORDS:
+            return ""
+        self._text.seek(0)
+        self._text.truncate()
+        self._told.setdefault(who, Events(who, stream=self._text)).tell(word, **facts)
+        return self._text.getvalue().rstrip("\n")
 
 
 class View:
@@ -53,11 +61,16 @@ class View:
         self.work: dict[str, float] = {}
         self._console = console or Console(highlight=False)
         self._lively = self._console.is_terminal and not self._console.is_dumb_terminal
-        self._width = min(WIDTH, self._console.width) if self._lively else WIDTH
+        self._words = Words()
         self._events: list[Event] = []
         self._lock = threading.Lock()
         self._sentences = 0
         self._live: Live | None = None
+
+    @property
+    def _width(self) -> int:
+        """Columns, now: a terminal may be made narrower, and a panel wider than it would leave pieces behind."""
+        return min(WIDTH, self._console.width) if self._lively else WIDTH
 
     def __enter__(self) -> View:
         if self._lively:
@@ -88,7 +101,7 @@ class View:
         """Show one event, if it is worth a line."""
         with self._lock:
             self._events.append(event)
-        text = line(event)
+            text = self._words.line(event)
         if text:
             text, below = " " * MARGIN + text, " " * BELOW
             text = textwrap.fill(text, self._width, subsequent_indent=below, break_on_hyphens=False)

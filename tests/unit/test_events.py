@@ -527,6 +527,22 @@ def test_the_bar_fits_any_width(monkeypatch: pytest.MonkeyPatch, columns: int, t
         assert part is None or columns < 60 or len(task) > 1 or "━" in line.plain or "─" in line.plain
 
 
+@pytest.mark.parametrize(("columns", "shown"), [
+    (80, "worker-1  running   task-0003  12.3 of 30.0 s  ━━━━━━━━━━━━──────────────────"),
+    (50, "worker-1  running   task-0003  12.3 of 30.0 s"),
+    (40, "worker-1  task-0003  12.3 of 30.0 s"),
+])  # fmt: skip
+def test_a_narrow_terminal_shows_the_task_before_the_label(
+    monkeypatch: pytest.MonkeyPatch, columns: int, shown: str
+) -> None:
+    from tareas.screen import Screen
+
+    screen = Screen(io.StringIO(), "worker-1")
+    monkeypatch.setattr(screen, "_columns", lambda: columns)
+    monkeypatch.setattr(screen, "_bar", "━─")
+    assert screen._line("running", "cyan", "task-0003", "12.3 of 30.0 s", 0.41).plain == shown
+
+
 def test_a_long_input_shows_its_progress_below_the_events(terminal: Terminal) -> None:
     events = Events("producer", stream=terminal.stream)
     events.progress(50, 200, 1.0)

@@ -155,6 +155,35 @@ def test_a_long_event_is_wrapped_under_what_its_first_line_says() -> None:
     assert max(map(len, [first, *rest])) <= 80
 
 
+def test_a_reason_that_stays_is_told_once_to_each_worker() -> None:
+    stream = io.StringIO()
+    view = View(Console(file=stream, width=80))
+    gone = "the connection is gone"
+    for number in (1, 2):
+        view.event(event(number, "connection_lost", f"worker-{number}", reason=gone))
+    for number in (1, 2):
+        view.event(event(3, "waiting", f"worker-{number}", seconds=0.25, reason=gone))
+    view.event(event(4, "waiting", "worker-1", seconds=0.5, reason="nobody listens"))
+    assert plain(stream) == [
+        "    worker-1  cut off   the connection is gone",
+        "    worker-2  cut off   the connection is gone",
+        "    worker-1  waiting   trying again in 0.25 s",
+        "    worker-2  waiting   trying again in 0.25 s",
+        "    worker-1  waiting   trying again in 0.50 s: nobody listens",
+    ]
+
+
+def test_the_panel_and_the_words_follow_a_terminal_that_is_made_narrower() -> None:
+    console = Console(file=io.StringIO(), width=80, force_terminal=True)
+    view = View(console)
+    view.event(started(1, "worker-1", "task-1"))
+    console.width = 50
+    console.file = stream = io.StringIO()
+    console.print(view._panel())
+    view.note(LONG)
+    assert 40 < max(map(len, plain(stream))) <= 50
+
+
 def test_a_task_that_rests_is_in_hand_still() -> None:
     stream = io.StringIO()
     view = View(Console(file=stream, width=80, force_terminal=True))
