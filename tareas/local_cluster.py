@@ -47,7 +47,7 @@ class Cluster:
         return (node for node in self.nodes if node.running)
 
     def start(self, deadline: float = 2 * BOOT) -> None:
-        """Start every node and wait until each sees all of them. Raises NodeTrouble after `deadline` seconds."""
+        """Start every node and wait until the first sees all of them. Raises NodeTrouble after `deadline` seconds."""
         first = self.nodes[0]
         if not first.has_data and first.programs.name.startswith("3."):
             # The others find a node to join: of three that boot at once, on a busy machine, each may found its own
@@ -57,8 +57,7 @@ class Cluster:
             node.launch()
         for node in self.nodes:
             node.wait(deadline)
-        for node in self.nodes:
-            node.ctl("await_online_nodes", str(len(self.nodes)), deadline=deadline)
+        first.ctl("await_online_nodes", str(len(self.nodes)), deadline=deadline)
 
     def leader(self, queue: str) -> Node:
         """The node that leads this quorum queue, as a node that runs says. Raises NodeTrouble when none does."""

@@ -22,6 +22,12 @@ from tareas.cli import Trouble
 from tareas.local_broker import BOOT, Node
 from tareas.programs import Programs
 
+SECRET = "s3cr3t-Pa55"  # the password of all but guest
+# What each may configure, write and read in vhost "/"; guest and eva may do all, outsider has no right to the vhost.
+RIGHTS = {
+    "guest": (".*", ".*", ".*"), "eva": (".*", ".*", ".*"), "outsider": None,
+    "reader": ("^full.*", "^full.*", ".*"), "writer": (".*", ".*", ""),
+}  # fmt: skip
 FOLDER = "TAREAS_TEST_NODES"  # environment variable: from the controlling process to pytest-xdist's workers
 
 
@@ -69,9 +75,24 @@ def shared(programs: Programs) -> str:
     return str(json.loads(told.read_text())["url"])
 
 
+def definitions() -> dict[str, list[dict[str, object]]]:
+    """The users, as RabbitMQ loads them when it boots: with rabbitmqctl each would be seconds of CPU."""
+    return {
+        "vhosts": [{"name": "/"}],
+        "users": [
+            {"name": name, "password": "guest" if name == "guest" else SECRET, "tags": ""} for name in RIGHTS
+        ],
+        "permissions": [
+            {"user": name, "vhost": "/", **dict(zip(("configure", "write", "read"), rights, strict=True))}
+            for name, rights in RIGHTS.items() if rights
+        ],
+    }  # fmt: skip
+
+
 def main(folder: Path, programs: Programs) -> None:
-    told = folder / f"{programs.name}.json"
-    node = Node(folder / programs.name, programs)
+    told, users = folder / f"{programs.name}.json", folder / f"{programs.name}-users"
+    users.write_text(json.dumps(definitions()))
+    node = Node(folder / programs.name, programs, config=f"load_definitions = {users}")
     try:
         node.start()
         fresh = told.with_suffix(".new")

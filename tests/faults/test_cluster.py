@@ -29,12 +29,12 @@ RETURNED = 5_000  # ms until RabbitMQ 4.3 gives up a consumer whose node is gone
 
 @pytest.fixture
 def own_cluster(programs: Programs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """The cluster of three_nodes. Each row has its own: one that has lived through a row keeps its scars on 3.10, where
-    a node that was killed and came back has another idea of when a silent one counts as gone."""
-    # What RabbitMQ recommends for three nodes: one that was cut off joins the others again.
-    cluster = Cluster(
-        tmp_path_factory.mktemp("cluster"), programs, config="cluster_partition_handling = pause_minority"
-    )
+    """The cluster of three_nodes. Each row has its own: one that has lived through a row keeps its scars on 3.10."""
+    settings = [
+        "cluster_partition_handling = pause_minority",  # as RabbitMQ recommends: who was cut off joins the others again
+        f"net_ticktime = {SILENT}",  # seconds until a silent node counts as gone; a minute by itself
+    ]
+    cluster = Cluster(tmp_path_factory.mktemp("cluster"), programs, config="\n".join(settings))
     try:
         yield cluster
     finally:
@@ -45,8 +45,6 @@ def own_cluster(programs: Programs, tmp_path_factory: pytest.TempPathFactory) ->
 def three_nodes(own_cluster: Cluster) -> Cluster:
     """Three nodes, running."""
     own_cluster.start()
-    for node in own_cluster.nodes:  # a silent node counts as gone after so many seconds; a minute by itself
-        node.ctl("eval", f"net_kernel:set_net_ticktime({SILENT}, 0).")
     return own_cluster
 
 

@@ -220,17 +220,21 @@ def test_a_picture_that_cannot_be_written_in_the_end_is_no_success(demo: Any, la
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
-    ("scenario", "moment", "number"),
+    ("scenario", "moment", "number", "own"),
     [
-        ("kill", "KILLED", signal.SIGTERM),
-        ("poison", "poison in attempt 1", signal.SIGINT),
-        ("restart", "RabbitMQ  KILLED", signal.SIGINT),
-        ("restart", "  waiting   trying again", signal.SIGTERM),
-        ("retry", "  requeued", signal.SIGHUP),
+        ("kill", "KILLED", signal.SIGTERM, True),
+        ("poison", "poison in attempt 1", signal.SIGINT, False),
+        ("restart", "RabbitMQ  KILLED", signal.SIGINT, True),
+        ("restart", "  waiting   trying again", signal.SIGTERM, True),
+        ("retry", "  requeued", signal.SIGHUP, False),
     ],
 )
-def test_a_signal_ends_it_and_leaves_nothing_behind(demo: Any, scenario: str, moment: str, number: int) -> None:
-    run = demo("--scenario", scenario, programs=find_programs())
+def test_a_signal_ends_it_and_leaves_nothing_behind(
+    demo: Any, lasting: str, scenario: str, moment: str, number: int, own: bool
+) -> None:
+    """own: with a RabbitMQ of its own."""
+    there = [] if own else ["--url", lasting]
+    run = demo("--scenario", scenario, *there, programs=find_programs())
     run.wait_for(moment)
 
     run.command.signal(number)
@@ -321,8 +325,8 @@ def test_what_cannot_be_is_one_line(demo: Any, arguments: list[str], status: int
 
 
 @pytest.mark.timeout(300)
-def test_on_a_terminal_there_is_a_panel_and_its_ctrl_c_key_works(demo: Any) -> None:
-    run = demo(programs=find_programs(), tty=True)
+def test_on_a_terminal_there_is_a_panel_and_its_ctrl_c_key_works(demo: Any, lasting: str) -> None:
+    run = demo("--url", lasting, tty=True)
     run.wait_for("REDELIVERED: ")
 
     run.command.send("\x03")

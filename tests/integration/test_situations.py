@@ -7,7 +7,6 @@ met on a node of each version. TLS has its own, in test_tls.py; wrong calls are 
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,12 +16,12 @@ import pika
 import pytest
 
 from tareas import broker
-from tareas.local_broker import Node
 from tareas.programs import Programs
+from tests import node_keeper
 from tests.faults.proxy import Proxy
+from tests.node_keeper import SECRET
 from tests.support import DEADLINE, OPEN, Command, Run
 
-SECRET = "s3cr3t-Pa55"
 NOT_IT = "s3cr3t-Pa66"  # near enough that a message with either would hold "s3cr3t"
 COMMANDS = {
     "producer": ["producer.py", "--count", "1"],
@@ -235,41 +234,31 @@ COMMANDS["discard_one"] = ["admin.py", "discard", "task-9", "--yes"]
 
 
 @pytest.fixture(scope="module")
-def node(programs: Programs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
-    """A RabbitMQ with users of every kind, and with queues that are in the way.
+def answering(programs: Programs) -> Iterator[str]:
+    """A RabbitMQ's host and port, with queues that are in the way.
 
-    eva may do all; outsider may not use the vhost; reader may not publish, nor declare other queues than "full";
-    writer may not consume. "full" is a pair of ours: no valid task is in the one, one in the other.
+    Its users (tests/node_keeper.py): eva may do all; outsider may not use the vhost; reader may not publish, nor
+    declare other queues than "full"; writer may not consume. "full" is a pair of ours: no valid task is in the one,
+    one in the other.
     """
-    folder = tmp_path_factory.mktemp("node")
-    users = folder / "users.json"
-    users.write_text(json.dumps({
-        "users": [{"name": name, "password": SECRET, "tags": ""} for name in ("eva", "outsider", "reader", "writer")],
-        "permissions": [
-            {"user": name, "vhost": "/", **dict(zip(("configure", "write", "read"), granted, strict=True))}
-            for name, granted in {
-                "eva": (".*", ".*", ".*"), "reader": ("^full.*", "^full.*", ".*"), "writer": (".*", ".*", ""),
-            }.items()
-        ],
-    }))
-    with Node(folder / "node", programs) as node:
-        node.ctl("import_definitions", str(users))  # as add_user and set_permissions, all in one call
-        lasting = pika.URLParameters(f"{node.url}?heartbeat=0")  # nobody serves it while the tests run
-        with contextlib.closing(pika.BlockingConnection(lasting)) as connection:
-            channel = connection.channel()
-            for name in ("classic", "half.dead"):
-                channel.queue_declare(name, durable=True)
-            channel.queue_declare("exclusive", durable=True, exclusive=True)
-            broker.declare(connection, channel, "full")
-            channel.confirm_delivery()
-            for name in ("full", "full.dead"):
-                channel.basic_publish("", name, b"no task", pika.BasicProperties(delivery_mode=2), mandatory=True)
-            yield node
+    shared = pika.URLParameters(f"{node_keeper.shared(programs)}?heartbeat=0")  # nobody serves it while the tests run
+    with contextlib.closing(pika.BlockingConnection(shared)) as connection:
+        channel = connection.channel()
+        for name in ("classic", "half.dead"):
+            channel.queue_declare(name, durable=True)
+        channel.queue_declare("exclusive", durable=True, exclusive=True)
+        broker.declare(connection, channel, "full")
+        channel.confirm_delivery()
+        for name in ("full", "full.dead"):
+            channel.basic_publish("", name, b"no task", pika.BasicProperties(delivery_mode=2), mandatory=True)
+        yield f"{shared.host}:{shared.port}"
 
 
 @rows(ANSWERS)
-def test_a_situation_that_rabbitmq_answers_with(command: str, row: Situation, node: Node, run: Run) -> None:
-    places = {"at": f"127.0.0.1:{node.port}"}
+def test_a_situation_that_rabbitmq_answers_with(
+    command: str, row: Situation, answering: str, run: Run
+) -> None:
+    places = {"at": answering}
     environment = {"AMQP_URL": f"amqp://eva:{SECRET}@{{at}}", **row.environment}
     said = [words.format(**places) for words in row.said]
     meet(run, command, row._replace(environment=environment, said=said), **places)

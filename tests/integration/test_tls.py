@@ -14,7 +14,8 @@ from tareas.ports import Claim
 from tareas.programs import Programs
 from tests import certificates
 from tests.certificates import Certificates
-from tests.integration.test_situations import AT_ONCE, ONE_OF_EACH, SECRET, SHORT, Situation, meet, rows
+from tests.integration.test_situations import AT_ONCE, ONE_OF_EACH, SHORT, Situation, meet, rows
+from tests.node_keeper import SECRET
 from tests.support import DEADLINE, Run
 
 BOOTS = 200  # seconds for a test that starts a node or two on a busy machine
@@ -100,27 +101,7 @@ def publish_and_do(run: Run, url: str, queue: str) -> None:
     assert [each.err for each in (producer, worker, admin)] == ["", "", ""]
 
 
-# -- accepted
-
-
-@pytest.mark.timeout(BOOTS)
-def test_tasks_over_tls_with_an_authority_of_ones_own(secure: Secure, run: Run) -> None:
-    secure.be(strict=False)
-    publish_and_do(run, secure.url("ca"), "tls")
-
-
-@pytest.mark.timeout(BOOTS)
-def test_a_worker_outlives_a_broker_behind_tls(secure: Secure, run: Run) -> None:
-    secure.be(strict=False)
-    worker = run("worker.py", "worker-1", "--json", "--queue", "tls", "--url", secure.url("ca"))
-    worker.wait_event("connected")
-    secure.node.restart()
-    worker.wait_event("connected", count=2)
-    run("producer.py", "--count", "1", "--complexity", "0", "--queue", "tls", "--url", secure.url("ca"))
-    worker.wait_event("done", id="task-0001")
-    worker.signal()
-    assert worker.wait() == 0, worker.report()
-    assert len(worker.event_list("connection_lost")) == 1 and worker.err == "", worker.report()
+# -- with client certificates
 
 
 @pytest.mark.timeout(BOOTS)
@@ -129,7 +110,6 @@ def test_tasks_over_tls_with_a_client_certificate(secure: Secure, run: Run) -> N
     publish_and_do(run, secure.url("ca", "client"), "mutual")
 
 
-# -- refused
 
 GUEST = f"amqps://guest:{SECRET}@"  # refused before RabbitMQ hears of any password
 NOT_TRUSTED = "the certificate of {at} is not trusted"
@@ -187,3 +167,26 @@ def test_a_worker_waits_for_a_broker_that_wants_a_client_certificate_and_says_so
     worker.signal()
     assert worker.wait(DEADLINE) == 0, worker.report()
     assert worker.err == ""
+
+
+# -- without: from here on it is another node, so these come last
+
+
+@pytest.mark.timeout(BOOTS)
+def test_a_worker_outlives_a_broker_behind_tls(secure: Secure, run: Run) -> None:
+    secure.be(strict=True)
+    worker = run("worker.py", "worker-1", "--json", "--queue", "tls", "--url", secure.url("ca", "client"))
+    worker.wait_event("connected")
+    secure.be(strict=False)
+    worker.wait_event("connected", count=2)
+    run("producer.py", "--count", "1", "--complexity", "0", "--queue", "tls", "--url", secure.url("ca"))
+    worker.wait_event("done", id="task-0001")
+    worker.signal()
+    assert worker.wait() == 0, worker.report()
+    assert len(worker.event_list("connection_lost")) == 1 and worker.err == "", worker.report()
+
+
+@pytest.mark.timeout(BOOTS)
+def test_tasks_over_tls_with_an_authority_of_ones_own(secure: Secure, run: Run) -> None:
+    secure.be(strict=False)
+    publish_and_do(run, secure.url("ca"), "tls")
