@@ -19,7 +19,7 @@ from tests.support import Command, Run, versions
 
 NOBODY = "amqp://guest:guest@127.0.0.1:1/%2F"  # nothing listens at port 1: no test reaches the machine's own RabbitMQ
 VERSIONS = versions()
-LASTING = {"lasting_node", "answering", "secure"}  # fixtures that several tests share
+LASTING = {"lasting_node", "answering", "secure", "clusters"}  # fixtures that several tests share
 PARAMS: list[Programs | None] = list(VERSIONS) or [None]  # None: not installed, and a test that needs it says so
 
 
@@ -48,6 +48,15 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     lost = [each for each in session.items if each.get_closest_marker("xdist_group") and "@" not in each.nodeid]
     if getattr(session.config.option, "loadgroup", False) and lost:
         raise pytest.UsageError(f"pytest-xdist does not see the group of {lost[0].nodeid}: see requirements-dev.txt")
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Why a test failed that passed when it was run again: pytest-rerunfailures only names it."""
+    for report in terminalreporter.stats.get("rerun", []):
+        terminalreporter.section(f"run again: {report.nodeid} ({report.when})")
+        terminalreporter.write_line(report.longreprtext)
+        for title, text in report.sections:
+            terminalreporter.write_line(f"--- {title}\n{text[-5000:]}")
 
 
 @pytest.fixture(scope="session", params=PARAMS, ids=lambda programs: programs.name if programs else "none")

@@ -11,7 +11,7 @@ from tests.support import OPEN, ROOT, Run
 
 HEARTBEAT = 2  # seconds
 LONG = 8  # seconds: four heartbeats
-STRETCH = 2_500_000  # microseconds: more than a heartbeat; RabbitMQ gives up after two to three silent ones
+STRETCH = 2_200_000  # microseconds: more than a heartbeat; RabbitMQ gives up after two to three silent ones
 
 # PyDLL calls C functions without letting go of Python's lock: for so long no other thread runs, heartbeats' included.
 HANDLERS = f"""
