@@ -50,6 +50,8 @@ class Command:
         self.argv = [sys.executable, *map(str, argv)]
         environment = {**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})}
         self._changed = threading.Condition()
+        self._events: list[dict[str, Any]] = []
+        self._parsed = 0  # bytes of stdout that _events holds
         self._streams: dict[str, bytes] = {"stdout": b"", "stderr": b""}
         self._master = -1
         started: dict[str, Any] = {
@@ -123,7 +125,12 @@ class Command:
     @property
     def events(self) -> list[dict[str, Any]]:
         """What --json printed so far: one dict a line. A line that was cut off (a killed process) is left out."""
-        return [json.loads(line) for line in self.out.split("\n")[:-1]]
+        with self._changed:
+            fresh = self._streams["stdout"][self._parsed :]
+            whole = fresh[: fresh.rfind(b"\n") + 1]
+            self._events += map(json.loads, whole.splitlines())
+            self._parsed += len(whole)
+            return self._events
 
     def event_list(self, word: str, **facts: object) -> list[dict[str, Any]]:
         """The events of this kind so far that carry these facts."""
