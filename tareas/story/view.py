@@ -140,7 +140,8 @@ class View:
         if self._lively:
             self._console.print(Text(text, style) if isinstance(text, str) else text, soft_wrap=True)
         else:  # rich would end the process by itself when a pipe is closed
-            print(text, file=self._console.file, flush=True)
+            self._console.file.write(f"{text}\n")  # print() writes the line's end apart: another's may come between
+            self._console.file.flush()
 
     def _panel(self) -> Panel:
         with self._lock:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import threading
+import time
 from typing import Any
 
 import pytest
@@ -17,9 +18,18 @@ LONG = "RabbitMQ sees the connection closed, and puts the task back into the que
 VERDICT = "published 1000, confirmed 1000, done 999 (12 twice), redelivered 123, dead 1, lost 0"
 
 
+class Sharing(io.StringIO):
+    """Lets other threads come after each write."""
+
+    def write(self, text: str) -> int:
+        written = super().write(text)
+        time.sleep(0)
+        return written
+
+
 def view_on(width: int | None) -> tuple[View, io.StringIO]:
     """width: of the terminal, None for none."""
-    stream = io.StringIO()
+    stream = Sharing()
     return View(Console(file=stream, width=width, force_terminal=width is not None, highlight=False)), stream
 
 
@@ -74,8 +84,10 @@ def test_what_steers_a_terminal_is_escaped() -> None:
     assert "\\x1b[2J" in stream.getvalue() and "\\x1b[31m" in stream.getvalue()
 
 
-def test_no_event_comes_between_the_lines_of_a_sentence() -> None:
-    view, stream = view_on(80)
+@pytest.mark.parametrize("width", [80, None])
+def test_no_event_comes_between_the_lines_of_a_sentence(width: int | None) -> None:
+    """Nor, where there is no terminal, between a line and its end."""
+    view, stream = view_on(width)
     stop = threading.Event()
 
     def events() -> None:
@@ -89,6 +101,7 @@ def test_no_event_comes_between_the_lines_of_a_sentence() -> None:
     stop.set()
     thread.join()
     lines = plain(stream)
+    assert not [line for line in lines if "task-1" in line and not line.startswith("    worker-1")]
     size = len(plain_lines_of(LONG))
     starts = [n for n, line in enumerate(lines) if line.startswith(" => ")]
     assert len(starts) == 50
