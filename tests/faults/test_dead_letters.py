@@ -23,8 +23,14 @@ def test_dead_letters_looked_at(fleet: Fleet) -> None:
     fleet.stop_workers()
     assert sorted(fleet.dead) == names
 
+    def are_back() -> bool:
+        """Those that a closed channel held come back a moment later."""
+        with fleet.channel() as channel:
+            return int(channel.queue_declare(broker.dead(fleet.queue), passive=True).method.message_count) == count
+
     if not FULL:  # the command takes its time to start: what counts is the look
         for _ in range(looks - commands):
+            fleet.wait("the letters are back", are_back)
             with fleet.channel() as channel:
                 seen = [letter.id for letter in dead_letters.look(channel, fleet.queue)]
                 assert sorted(seen) == names
@@ -32,6 +38,7 @@ def test_dead_letters_looked_at(fleet: Fleet) -> None:
                     dead_letters.give_back(channel, fleet.queue, len(names))
             fleet.faults += 1
     for number in range(commands):
+        fleet.wait("the letters are back", are_back)
         assert admin(fleet, "dead") == names, number
         fleet.faults += 1
 
