@@ -50,8 +50,10 @@ class Idle:
     def _look(self) -> None:
         """Two looks in a row, as what the first one does not count may be on its way to us."""
         with broker.deadline(self._connection):
-            ready = self._channel.queue_declare(self._queue, passive=True).method.message_count
-        if ready == 0:
+            told = self._channel.queue_declare(self._queue, passive=True).method
+        # We consume, so RabbitMQ counts one consumer at least. It says 0 of both when the queue does not answer it in
+        # time, as while it recovers from a restart: that is not drained.
+        if told.message_count == 0 and (told.consumer_count or not self._drain):
             self._empty, self._starved = self._empty + 1, 0
         else:
             self._empty, self._starved = 0, self._starved + 1

@@ -88,7 +88,7 @@ class Channel:
     def queue_declare(self, queue: str, durable: bool = False, passive: bool = False, arguments: Any = None) -> Any:
         if not passive:
             self._journal.add(f"declare {queue}")
-        return SimpleNamespace(method=SimpleNamespace(message_count=self.connection.ready))
+        return SimpleNamespace(method=SimpleNamespace(message_count=self.connection.ready, consumer_count=1))
 
     def basic_qos(self, prefetch_count: int) -> None:
         self._journal.add(f"prefetch {prefetch_count}")

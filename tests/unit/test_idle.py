@@ -18,6 +18,7 @@ class Bench:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, drain: bool) -> None:
         self.now = 0.0
         self.ready = 0
+        self.consumers = 1
         self.looks = 0
         self.deliveries = 0
         self.stop = False
@@ -35,7 +36,7 @@ class Bench:
     def queue_declare(self, name: str, passive: bool) -> Any:
         assert (name, passive) == ("q", True)
         self.looks += 1
-        return SimpleNamespace(method=SimpleNamespace(message_count=self.ready))
+        return SimpleNamespace(method=SimpleNamespace(message_count=self.ready, consumer_count=self.consumers))
 
     def stop_consuming(self) -> None:
         self.ended = True
@@ -74,6 +75,17 @@ def test_what_is_ready_or_was_just_delivered_keeps_a_drain_alive(monkeypatch: py
         bench.ready = 0
         bench.run(idle.DRAIN_TICK)
     assert not bench.ended
+    bench.run(1)
+    assert bench.ended
+
+
+def test_a_queue_that_does_not_answer_is_not_drained(monkeypatch: pytest.MonkeyPatch) -> None:
+    """RabbitMQ then counts no task and no consumer, though we are one."""
+    bench = Bench(monkeypatch, drain=True)
+    bench.consumers = 0
+    bench.run(1)
+    assert not bench.ended and bench.looks > 2
+    bench.consumers = 1
     bench.run(1)
     assert bench.ended
 
