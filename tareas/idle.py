@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from tareas import broker
+from tareas import status
 from tareas.reasons import ConsumerGone
 
 TICK = 0.25  # seconds between two looks of an idle worker at the signals
@@ -49,8 +49,7 @@ class Idle:
 
     def _look(self) -> None:
         """Two looks in a row, as what the first one does not count may be on its way to us."""
-        with broker.deadline(self._connection):
-            told = self._channel.queue_declare(self._queue, passive=True).method
+        told = status.counts(self._channel, self._queue)
         # We consume, so RabbitMQ counts one consumer at least. It says 0 of both when the queue does not answer it in
         # time, as while it recovers from a restart: that is not drained.
         if told.message_count == 0 and (told.consumer_count or not self._drain):

@@ -136,9 +136,10 @@ class Screen:
         line = Text.assemble(f"{self._who}  ", (f"{label:<9} ", self._styles(style)))
         if task:
             name = Text(task)
-            if columns - line.cell_len - len(text) - 2 < min(name.cell_len, SHORTEST_NAME):
+            before = columns - len(text) - 2
+            if before - line.cell_len < min(name.cell_len, SHORTEST_NAME):
                 line = Text(f"{self._who}  ")
-            name.truncate(max(columns - line.cell_len - len(text) - 2, 1), overflow=dots)
+            name.truncate(max(before - line.cell_len, 1), overflow=dots)
             line.append_text(name).append("  ")
         line.append(text)
         room = min(columns - line.cell_len - 2, LONGEST_BAR)

@@ -29,11 +29,11 @@ OWN_WORDS = {"killed": ("KILLED", "bold red"), "down": ("KILLED", "bold red"), "
 UNSHOWN = ("published", "confirmed")  # the panel counts them
 
 
-class Words:
+class Telling:
     """Says events as the commands themselves print them without --json."""
 
     def __init__(self) -> None:
-        self._told: dict[str, Events] = {}  # each remembers what it has said: a reason that stays is not repeated
+        self._tellers: dict[str, Events] = {}  # each remembers what it has said: a reason that stays is not repeated
         self._text = io.StringIO()
 
     def line(self, event: Event) -> str:
@@ -47,7 +47,9 @@ class Words:
             return ""
         self._text.seek(0)
         self._text.truncate()
-        self._told.setdefault(who, Events(who, stream=self._text)).tell(word, **facts)
+        if who not in self._tellers:
+            self._tellers[who] = Events(who, stream=self._text)
+        self._tellers[who].tell(word, **facts)
         return self._text.getvalue().rstrip("\n")
 
 
@@ -61,7 +63,7 @@ class View:
         self.work: dict[str, float] = {}
         self._console = console or Console(highlight=False)
         self._lively = self._console.is_terminal and not self._console.is_dumb_terminal
-        self._words = Words()
+        self._telling = Telling()
         self._events: list[Event] = []
         self._lock = threading.Lock()
         self._sentences = 0
@@ -101,7 +103,7 @@ class View:
         """Show one event, if it is worth a line."""
         with self._lock:
             self._events.append(event)
-            text = self._words.line(event)
+            text = self._telling.line(event)
         if text:
             text, below = " " * MARGIN + text, " " * BELOW
             text = textwrap.fill(text, self._width, subsequent_indent=below, break_on_hyphens=False)

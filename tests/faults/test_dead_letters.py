@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 
-from tareas import broker, dead_letters
+from tareas import broker, dead_letters, status
 from tests.faults.harness import DEADLINE, FULL, ROOT, Fleet, scaled, tasks
 
 
@@ -23,14 +23,14 @@ def test_dead_letters_looked_at(fleet: Fleet) -> None:
     fleet.stop_workers()
     assert sorted(fleet.dead) == names
 
-    def are_back() -> bool:
-        """Those that a closed channel held come back a moment later."""
+    def ready() -> int:
+        """How many letters nobody holds: those of a closed channel come back a moment later."""
         with fleet.channel() as channel:
-            return int(channel.queue_declare(broker.dead(fleet.queue), passive=True).method.message_count) == count
+            return int(status.counts(channel, broker.dead(fleet.queue)).message_count)
 
     if not FULL:  # the command takes its time to start: what counts is the look
         for _ in range(looks - commands):
-            fleet.wait("the letters are back", are_back)
+            fleet.wait("the letters are back", lambda: ready() == count)
             with fleet.channel() as channel:
                 seen = [letter.id for letter in dead_letters.look(channel, fleet.queue)]
                 assert sorted(seen) == names
@@ -38,14 +38,13 @@ def test_dead_letters_looked_at(fleet: Fleet) -> None:
                     dead_letters.give_back(channel, fleet.queue, len(names))
             fleet.faults += 1
     for number in range(commands):
-        fleet.wait("the letters are back", are_back)
+        fleet.wait("the letters are back", lambda: ready() == count)
         assert admin(fleet, "dead") == names, number
         fleet.faults += 1
 
     assert admin(fleet, "replay", "--all") == names
     assert fleet.letters() == []
-    with fleet.channel() as channel:
-        assert channel.queue_declare(broker.dead(fleet.queue), passive=True).method.message_count == 0
+    assert ready() == 0
     fleet.start_workers(2)
     fleet.wait_done(count)
     fleet.dead.clear()  # they lived again

@@ -28,7 +28,7 @@ from tareas.story.stage import Actor, Missed, Stage
 from tareas.story.timeline import KILLED, bars
 from tareas.task import sample
 from tests import node_keeper
-from tests.support import ROOT, Command, Run, versions
+from tests.support import ROOT, Command, Run
 
 LONG = 240.0  # seconds: 30 on a quiet machine
 MARK = "TAREAS_TEST_DEMO"  # in the environment of the demo, and so of whatever it starts
@@ -96,12 +96,9 @@ def demo(run: Run, tmp_path: Path) -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def lasting() -> str:
+def lasting(one_version: Programs) -> str:
     """The URL of a RabbitMQ that is not the demo's own. One version: the story itself is told on all of them."""
-    found = versions()
-    if not found:
-        pytest.skip("RabbitMQ is not installed: python -m tareas.private_broker --install")
-    return node_keeper.shared(found[0])
+    return node_keeper.shared(one_version)
 
 
 # -- the story

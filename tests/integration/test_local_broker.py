@@ -18,10 +18,9 @@ import pytest
 from tareas.local_broker import Node
 from tareas.ports import Claim, NodeTrouble, free, greet
 from tareas.programs import Programs, find_programs
-from tests.support import DEADLINE, ROOT, Run, versions
+from tests.support import DEADLINE, ROOT, Run
 
 QUORUM = {"x-queue-type": "quorum"}
-VERSIONS = versions()
 PERSISTENT = pika.BasicProperties(delivery_mode=2)
 
 
@@ -106,7 +105,7 @@ time.sleep(1000)
 
 
 def test_two_nodes_know_nothing_of_each_other_and_one_does_not_outlive_its_killed_owner(
-    killable: Node, tmp_path: Path, run: Run
+    killable: Node, url: str, tmp_path: Path, run: Run
 ) -> None:
     owner = run("-c", OWNER, tmp_path / "other", killable.programs.folder, "start")
     theirs = json.loads(owner.wait_for("[", deadline=150))
@@ -129,6 +128,8 @@ def test_two_nodes_know_nothing_of_each_other_and_one_does_not_outlive_its_kille
     assert nothing_left_behind(tmp_path)
     with channel(killable.url) as opened:
         opened.queue_declare("mine", passive=True)
+    assert greet(killable.port) == killable.version
+    assert greet(pika.URLParameters(url).port)
 
 
 def test_a_node_that_is_still_booting_does_not_outlive_its_killed_owner(
@@ -211,18 +212,16 @@ def test_rabbitmqctl_that_fails_says_what_and_why(killable: Node, tmp_path: Path
 
 
 def test_the_sessions_node_ends_with_the_session_even_when_that_is_killed(
-    tmp_path: Path, run: Run
+    one_version: Programs, tmp_path: Path, run: Run
 ) -> None:
     """One version: it is the tests' own doing."""
-    if not VERSIONS:
-        pytest.skip("RabbitMQ is not installed: python -m tareas.private_broker --install")
     test = tmp_path / "test_forever.py"
     test.write_text(
         "import time\ndef test_forever(url):\n    print(f'\\nup {url}', flush=True)\n    time.sleep(1000)\n"
     )
     session = run(
         *("-m", "pytest", "-q", "-s", "-p", "no:cacheprovider", "-p", "tests.conftest", test, f"--rootdir={ROOT}"),
-        *("-c", ROOT / "pyproject.toml", "-k", VERSIONS[0].name),
+        *("-c", ROOT / "pyproject.toml", "-k", one_version.name),
         env={"TMPDIR": str(tmp_path)},
     )
     session.wait_for("up amqp", deadline=150)

@@ -255,9 +255,7 @@ def answering(programs: Programs) -> Iterator[str]:
 
 
 @rows(ANSWERS)
-def test_a_situation_that_rabbitmq_answers_with(
-    command: str, row: Situation, answering: str, run: Run
-) -> None:
+def test_a_situation_that_rabbitmq_answers_with(command: str, row: Situation, answering: str, run: Run) -> None:
     places = {"at": answering}
     environment = {"AMQP_URL": f"amqp://eva:{SECRET}@{{at}}", **row.environment}
     said = [words.format(**places) for words in row.said]

@@ -110,7 +110,6 @@ def test_tasks_over_tls_with_a_client_certificate(secure: Secure, run: Run) -> N
     publish_and_do(run, secure.url("ca", "client"), "mutual")
 
 
-
 GUEST = f"amqps://guest:{SECRET}@"  # refused before RabbitMQ hears of any password
 NOT_TRUSTED = "the certificate of {at} is not trusted"
 WANTED = ["{at} closed the connection right after the TLS handshake", "client certificate", "?certfile=FILE&keyfile="]

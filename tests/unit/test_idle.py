@@ -23,6 +23,7 @@ class Bench:
         self.deliveries = 0
         self.stop = False
         self.ended = False
+        self.connection = self
         self._timer: tuple[float, Callable[[], None]] | None = None
         monkeypatch.setattr(idle, "time", SimpleNamespace(monotonic=lambda: self.now))
         cancelled = SimpleNamespace(cancel=lambda: None)
