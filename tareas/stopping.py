@@ -36,7 +36,10 @@ class Stopping:
         self._on_request = on_request
         self._grace = grace
         self._since = 0.0
-        self._wake = threading.Event()
+        # Held until the first signal. Not an Event: to set one takes a lock, for which the handler would wait for ever
+        # if it came while the rest below it, in the same thread, holds that lock.
+        self._wake = threading.Lock()
+        self._wake.acquire()
         self._interruptible = False
         self._before: dict[int, Any] = {}
 
@@ -57,7 +60,7 @@ class Stopping:
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         if self.requested is None:
             self.requested, self._since = signum, time.monotonic()
-            self._wake.set()
+            self._wake.release()
             if self._grace is not None and hasattr(signal, "setitimer"):
                 # Never 0, which would switch the timer off. It repeats, should a handler of the user's swallow it.
                 signal.setitimer(signal.ITIMER_REAL, max(self._grace, 0.001), 1.0)
@@ -79,8 +82,8 @@ class Stopping:
         and Python runs its handler only when this one, the main thread, comes back from waiting.
         """
         until = time.monotonic() + seconds
-        while not self._wake.is_set() and (left := until - time.monotonic()) > 0:
-            self._wake.wait(min(left, TURN))
+        while self.requested is None and (left := until - time.monotonic()) > 0:
+            self._wake.acquire(timeout=min(left, TURN))
 
     @contextlib.contextmanager
     def interruptible(self) -> Iterator[None]:

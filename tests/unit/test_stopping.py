@@ -109,6 +109,39 @@ def test_the_first_signal_ends_a_rest_and_there_is_none_after_it() -> None:
         thread.join()
 
 
+EVERYWHERE = """
+import itertools, signal, sys
+from tareas.stopping import Stopping
+
+def trace(frame, event, argument):  # a signal at the nth step of a rest, in whatever it calls
+    global left
+    frame.f_trace_opcodes = True
+    if event == "opcode" and stop.requested is None:
+        left -= 1
+        if left == 0:
+            signal.raise_signal(signal.SIGTERM)
+    return trace
+
+for number in itertools.count(1):
+    left = number
+    with Stopping() as stop:
+        sys.settrace(trace)
+        stop.rest(0.01)
+        sys.settrace(None)
+    if left > 0:
+        break
+print("lived through", number)
+"""
+
+
+def test_a_signal_at_any_moment_of_a_rest_is_heard() -> None:
+    """What rests must not hold a lock that the signal's handler, in the same thread, would wait for."""
+    ended = subprocess.run(
+        [sys.executable, "-c", EVERYWHERE], cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE
+    )
+    assert ended.returncode == 0 and int(ended.stdout.split()[-1]) > 20, ended.stdout + ended.stderr
+
+
 # -- where nothing is to be finished
 
 
