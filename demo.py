@@ -58,7 +58,7 @@ def perform(options: Any, tasks: Sequence[Task], signals: Signals) -> int:
             except Missed as missed:
                 complain(missed.words)
                 raise
-    verdict = audit.audit(event for event in stage.events if event["event"] not in OWN)
+    verdict = audit.audit((event for event in stage.events if event["event"] not in OWN), left=())
     view.timeline(stage.events)
     if verdict.twice:
         names = ", ".join(verdict.twice)

@@ -87,7 +87,6 @@ class Producer:
         """
         delivery.read_any_headers()
         self._began = began = time.monotonic()
-        status = 0
         with self.stopping:
             try:
                 while not self._finished():
@@ -111,13 +110,13 @@ class Producer:
                     self.stopping.rest(self._next_rest(reason))
             except Abandoned:
                 pass
+        stopped = 0 if self._complete() else self.stopping.abandoned or self.stopping.requested
+        left = {"left": self._left()} if stopped and not self.source.ended else {}
         self.tell("finished", published=self.published, confirmed=self.confirmed,
-                  seconds=round(time.monotonic() - self._began, 3))
+                  seconds=round(time.monotonic() - self._began, 3), **left)
         if self._bad_line is not None:
             raise BadLine(f"{self._bad_line}; {self._summary()}", status=self._bad_line.status)
-        if not self._complete() and self.stopping.requested:
-            status = 128 + (self.stopping.abandoned or self.stopping.requested)
-        return status
+        return 128 + stopped if stopped else 0
 
     def _connect_and_publish(self) -> None:
         """One connection, from connect to close."""
@@ -318,6 +317,11 @@ class Producer:
 
     def _summary(self) -> str:
         return f"{self.confirmed} of the {self.published} tasks read are confirmed"
+
+    def _left(self) -> str:
+        """What a stop has left unpublished, and that tasks before it may be so, too."""
+        unsure = self.published - self.confirmed
+        return self.source.left() + (f"; unconfirmed before it: {unsure:,}" if unsure else "")
 
     def _say_stopping(self, signum: int) -> None:
         waiting = len(self._window)

@@ -19,7 +19,7 @@ from typing import Any
 import pika
 
 from tareas import Reject, addresses, broker, dead_letter, delivery, handlers, reasons, system_calls
-from tareas.cli import Parser, Trouble, positive, quoted, run, seconds, worker_name
+from tareas.cli import Parser, Trouble, own_stdout, positive, quoted, run, seconds, worker_name
 from tareas.events import Events
 from tareas.idle import Idle
 from tareas.keep_alive import KeepAlive
@@ -363,10 +363,11 @@ def parse(argv: Sequence[str] | None) -> Any:
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = parse(argv)
+    stdout = own_stdout() if options.json else None  # a line that a handler prints is no event
     handler: Callable[[dict[str, Any]], Any] | None = None
     if options.handler is not None:
         handler = handlers.load(options.handler)
-    events = Events(options.worker_id, as_json=options.json)
+    events = Events(options.worker_id, as_json=options.json, stream=stdout)
     try:
         return Worker(
             options.worker_id, url=options.url, queue=options.queue, handler=handler, drain=options.drain,

@@ -1,6 +1,7 @@
 """From events to a verdict: what was confirmed, done, dead, lost, done twice.
 
 A promise is kept if every confirmed task is done, or in the dead-letter queue with a reason, or still in the queue.
+Logs alone don't show the queue: of a task that is in none of them they say "lost at most".
 A task may be done twice (at-least-once), but never unannounced: RabbitMQ delivers each publication once without the
 flag `redelivered` (https://www.rabbitmq.com/docs/consumers), so of all deliveries of a task that were done, one at
 most may lack it, and one more for each time that the producer said `published again`. That rule counts and compares
@@ -20,6 +21,7 @@ from typing import Any, BinaryIO
 from tareas.events import printable
 
 SHOWN = 10  # ids that a line names
+OPENING = b'{"time": '  # of an event; nowhere inside of one: a text's quotes are escaped
 NEED_ID = {"published", "confirmed", "started", "done"}
 ENDS_OF_A_START = {"failed", "discarded", "abandoned"}
 
@@ -44,14 +46,15 @@ class Verdict:
     done: int
     redelivered: int
     dead: int
-    lost: list[str]  # confirmed, and neither done nor dead nor left in the queue
+    lost: list[str]  # confirmed, and neither done nor dead nor left in the queue, as far as that is known
     twice: list[str]  # done more than once
     unannounced: list[str]  # the part of `twice` that redelivery doesn't explain
     reasonless: list[str]  # dead letters that do not say why
     unstarted: list[str]  # done by a worker that had not started it
     done_and_dead: list[str]  # worker or broker died between done and ack in the last attempt, or a replay
     unconfirmed: list[str]  # done or dead: a producer died before it read the confirm, or its log is not here
-    truncated: int  # files whose last line was cut short: a process was killed while it wrote
+    truncated: int  # lines that were cut short: a process was killed while it wrote, or the disk was full
+    queue_known: bool  # whether anybody looked what is left in the queue
     hint: str = ""
 
     @property
@@ -62,15 +65,21 @@ class Verdict:
     def line(self) -> str:
         """`published 12, confirmed 12, done 12 (1 twice), redelivered 3, dead 0, lost 0`"""
         twice = f" ({len(self.twice)} twice)" if self.twice else ""
+        at_most = "at most " if self.lost and not self.queue_known else ""
         return (
             f"published {self.published}, confirmed {self.confirmed}, done {self.done}{twice}, "
-            f"redelivered {self.redelivered}, dead {self.dead}, lost {len(self.lost)}"
+            f"redelivered {self.redelivered}, dead {self.dead}, lost {at_most}{len(self.lost)}"
         )
 
     def problems(self) -> list[str]:
         """What broke the promise, a line each."""
+        lost = "lost: confirmed, but neither done nor dead nor left in the queue"
+        if not self.queue_known:
+            cut = ", or in a line that was cut short" if self.truncated else ""
+            lost = "confirmed, but neither done nor dead in these logs (lost, or still in the queue, or in a log that "
+            lost += f"is not here{cut})"
         return [
-            *_named("lost: confirmed, but neither done nor dead nor left in the queue", self.lost),
+            *_named(lost, self.lost),
             *_named("done twice, and not announced as redelivered" + self.hint, self.unannounced),
             *_named("dead without a reason", self.reasonless),
             *_named("done by a worker that had not started it", self.unstarted),
@@ -83,9 +92,7 @@ class Verdict:
             *_named("done or dead without a confirm (a producer was killed, or its log is not here)", self.unconfirmed),
         ]
         if self.truncated:
-            notes.append(f"last lines cut short (a process was killed while it wrote): {self.truncated}")
-        if not (self.published or self.confirmed or self.done or self.dead):
-            notes.append("no task in it: this proves nothing")
+            notes.append(f"lines cut short (a process was killed while it wrote, or its disk full): {self.truncated}")
         return notes
 
 
@@ -101,8 +108,8 @@ class _Task:
         self.plain = 0  # those of `done` whose delivery was not flagged as redelivered
 
 
-def audit(events: Iterable[dict[str, Any]], left: Collection[str] = ()) -> Verdict:
-    """The verdict on events, as `read` yields them; left: ids that are known to be in the queue still.
+def audit(events: Iterable[dict[str, Any]], left: Collection[str] | None = None) -> Verdict:
+    """The verdict on events, as `read` yields them; left: ids that are in the queue still, None if nobody looked.
 
     One worker's events have to come in their order; those of different ones may be mixed or follow each other.
     """
@@ -142,7 +149,7 @@ def audit(events: Iterable[dict[str, Any]], left: Collection[str] = ()) -> Verdi
                     unstarted[task_id] = None
                 task.plain += not announced
 
-    left = set(left)
+    in_queue = set(left or ())
     unannounced = [i for i, task in tasks.items() if task.done > 1 and task.plain > 1 + task.again]
     same_id = any(tasks[i].published - tasks[i].again > 1 for i in unannounced)
     return Verdict(
@@ -151,7 +158,8 @@ def audit(events: Iterable[dict[str, Any]], left: Collection[str] = ()) -> Verdi
         done=sum(task.done > 0 for task in tasks.values()),
         redelivered=redelivered,
         dead=nameless + sum(task.dead for task in tasks.values()),
-        lost=[i for i, task in tasks.items() if task.confirmed and not task.done and not task.dead and i not in left],
+        lost=[i for i, task in tasks.items()
+              if task.confirmed and not task.done and not task.dead and i not in in_queue],
         twice=[i for i, task in tasks.items() if task.done > 1],
         unannounced=unannounced,
         reasonless=list(reasonless),
@@ -159,6 +167,7 @@ def audit(events: Iterable[dict[str, Any]], left: Collection[str] = ()) -> Verdi
         done_and_dead=[i for i, task in tasks.items() if task.done and task.dead],
         unconfirmed=[i for i, task in tasks.items() if (task.done or task.dead) and not task.confirmed],
         truncated=truncated,
+        queue_known=left is not None,
         hint=" (some were published as two tasks with one id)" if same_id else "",
     )
 
@@ -166,7 +175,8 @@ def audit(events: Iterable[dict[str, Any]], left: Collection[str] = ()) -> Verdi
 def read(paths: Iterable[str | Path]) -> Iterator[dict[str, Any]]:
     """The events of these files, one after the other; "-" is stdin, a path named twice is read once.
 
-    A last line that was cut short, as a killed process leaves it, comes as {"event": "truncated"}.
+    A line that was cut short comes as {"event": "truncated"}: the last one, as a killed process leaves it; or the
+    beginning of a line, where a process that was started again has written on behind it.
     Raises InvalidLog at any other line that is no event, OSError for a file that can't be read.
     """
     for path in dict.fromkeys(str(path) for path in paths):
@@ -174,18 +184,28 @@ def read(paths: Iterable[str | Path]) -> Iterator[dict[str, Any]]:
             file: BinaryIO = sys.stdin.buffer if path == "-" else stack.enter_context(open(path, "rb"))
             name = "stdin" if path == "-" else path
             for number, line in enumerate(file, 1):
-                if not line.strip():
-                    continue
-                try:
-                    event = json.loads(line.decode("utf-8"))
-                except (ValueError, RecursionError) as error:
-                    if line.endswith(b"\n") or not line.startswith(b"{"):
-                        raise InvalidLog(name, number, _reason(error)) from None
-                    event = {"event": "truncated", "path": name, "line": number}
-                else:
-                    if reason := _not_an_event(event):
-                        raise InvalidLog(name, number, reason)
-                yield event
+                if line.strip():
+                    yield from _events(line, name, number)
+
+
+def _events(line: bytes, path: str, number: int) -> Iterator[dict[str, Any]]:
+    """The event in this line, after a "truncated" for what was cut short before it. Raises InvalidLog."""
+    truncated = {"event": "truncated", "path": path, "line": number}
+    try:
+        event = json.loads(line.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        opening = line.rfind(OPENING)
+        if opening > 0 and line.startswith(b"{"):
+            yield truncated
+            yield from _events(line[opening:], path, number)
+        elif line.endswith(b"\n") or not line.startswith(b"{"):
+            raise InvalidLog(path, number, _reason(error)) from None
+        else:
+            yield truncated
+    else:
+        if reason := _not_an_event(event):
+            raise InvalidLog(path, number, reason)
+        yield event
 
 
 def _not_an_event(event: Any) -> str:

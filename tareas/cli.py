@@ -10,7 +10,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from tareas.task import MAX_COMPLEXITY, QUEUE
 
@@ -58,11 +58,11 @@ def run(main: Callable[[list[str] | None], int], argv: list[str] | None = None) 
         status = _complain(program, str(trouble), trouble.status)
     except BrokenPipeError:
         status = 1
-        _leave_stdout()
+        leave(sys.stdout)
     except Exception as error:
         if isinstance(error, OSError) and error.errno in OUTPUT_FULL:
             status = _complain(program, f"the output cannot be written: {error.strerror}", 1)
-            _leave_stdout()
+            leave(sys.stdout)
         elif os.environ.get("TAREAS_DEBUG") == "1":
             raise
         else:
@@ -75,7 +75,7 @@ def run(main: Callable[[list[str] | None], int], argv: list[str] | None = None) 
         if not isinstance(error, BrokenPipeError):
             _complain(program, f"the output cannot be written: {error.strerror}", 1)
         status = status or 1
-        _leave_stdout()
+        leave(sys.stdout)
     return status
 
 
@@ -96,12 +96,31 @@ def _fitted(line: str) -> str:
     return textwrap.fill(line, columns - 1, break_long_words=False, break_on_hyphens=False) if columns > 20 else line
 
 
-def _leave_stdout() -> None:
-    """Send what is still in stdout's buffer nowhere: Python would try it again as it ends, with a traceback."""
+def leave(stream: TextIO) -> None:
+    """Send what is still in this stream's buffer nowhere: Python would try it again as it ends, with a traceback."""
     with contextlib.suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
+        os.dup2(nowhere, stream.fileno())
         os.close(nowhere)
+
+
+def own_stdout() -> TextIO | None:
+    """Stdout for the caller alone: what a handler prints, or a program that it runs, goes to stderr from now on.
+
+    None, and nothing changed, if stdout is closed (`>&-`) or no file.
+    """
+    try:
+        fd = sys.stdout.fileno()
+        sys.stdout.flush()
+    except (AttributeError, OSError):
+        return None
+    own = open(os.dup(fd), "w", encoding="utf-8")  # noqa: SIM115
+    if sys.stderr is None:
+        leave(sys.stdout)
+    else:
+        os.dup2(sys.stderr.fileno(), fd)
+        sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    return own
 
 
 def quoted(text: str, quotes: bool = True, limit: int = 200) -> str:

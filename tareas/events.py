@@ -15,6 +15,8 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
+from tareas.cli import leave
+
 if TYPE_CHECKING:
     from tareas.screen import Screen
 
@@ -46,7 +48,7 @@ WORDS = {
     "confirmed": Word("confirmed", "green", "{id}"),
     "refused": Word("refused", WARNING, "{id}: {reason}"),
     "returned": Word("returned", WARNING, "{id}: {reason}"),
-    "finished": Word("finished", "bold", "{confirmed} of {published} confirmed in {seconds:.2f} s", ends=True),
+    "finished": Word("finished", "bold", "{confirmed} of {published} confirmed in {seconds:.2f} s{left}", ends=True),
     # worker
     "started": Word("started", "cyan", "{id}{loud}", ends=True),  # of the task before it
     "done": Word("done", "green", "{id} in {seconds:.2f} s", ends=True),
@@ -133,6 +135,8 @@ class Events:
         """Leave the terminal clean. Never raises; calling it twice is fine."""
         if self._screen is not None:
             self._screen.close()
+        if self.broken is not None:
+            leave(self._stream)
 
     def _write(self, word: str, text: str, facts: dict[str, Any]) -> None:
         with self._lock:
@@ -178,6 +182,7 @@ class Events:
         shown["again"] = " again" if facts.get("again") else ""
         again = facts.get("redelivered")
         shown["loud"] = f" REDELIVERED, attempt {facts['attempt']}: lost or failed before" if again else ""
+        shown["left"] = f"; not published: {shown['left']}" if "left" in facts else ""
         reason = facts.get("reason")
         shown["because"] = f": {shown['reason']}" if reason and reason != self._last_reason else ""  # once is enough
         self._last_reason = reason

@@ -32,7 +32,7 @@ def simulate(task: dict[str, Any], attempt: int) -> None:
 def load(name: str) -> Handler:
     """The function named by ``module:function``, looked up from the current folder first.
 
-    Raises WrongCall when there is none, when its module raises, or when it is a coroutine function.
+    Raises WrongCall when there is none, when its module raises, when it is a coroutine function or takes no task.
     """
     module_name, _, attribute = name.partition(":")
     if not module_name or not attribute or module_name.startswith("."):
@@ -60,8 +60,20 @@ def load(name: str) -> Handler:
     if inspect.iscoroutinefunction(found) or inspect.isgeneratorfunction(found) or inspect.isasyncgenfunction(found):
         raise WrongCall(f"--handler: {quoted(name)} is a coroutine or generator: calling it would do nothing"
                         " (wrap it in a function that calls asyncio.run)")
+    _check_takes_a_task(found, name)
     handler: Handler = found
     return handler
+
+
+def _check_takes_a_task(found: Callable[..., Any], name: str) -> None:
+    """Raise WrongCall if it can't be called with one argument: each task would fail, and end as a dead letter."""
+    try:
+        inspect.signature(found).bind({})
+    except ValueError:  # some functions of C do not say
+        pass
+    except TypeError as error:
+        what = quoted(str(error), quotes=False)
+        raise WrongCall(f"--handler: {quoted(name)} does not take a task as its only argument: {what}") from None
 
 
 def finish(result: Any) -> None:

@@ -141,6 +141,9 @@ def serve(port: int, folder: Path) -> int:
             try:
                 while broker.running:
                     time.sleep(1)
+            except KeyboardInterrupt:
+                print("Stopping, in order ...", flush=True)
+                raise
             finally:
                 for number in (signal.SIGINT, signal.SIGTERM):
                     signal.signal(number, signal.SIG_IGN)  # from here on it ends, in order

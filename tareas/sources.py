@@ -42,6 +42,9 @@ class Source(Protocol):
     def fileno(self) -> int | None:
         """What to wait for when there is none yet; None for a source that never says so."""
 
+    def left(self) -> str:
+        """What was not taken, in words, and how to get at it."""
+
 
 class Sample:
     """`count` tasks made up, with a complexity in seconds between the two; the same seed makes the same tasks."""
@@ -51,6 +54,7 @@ class Sample:
     ) -> None:
         self.ended = False
         self.total: int | None = count
+        self._taken = 0
         self._tasks = task.sample(count, complexity, seed)
 
     def take(self) -> Item | None:
@@ -59,11 +63,16 @@ class Sample:
         if made is None:
             self.ended = True
             return None
+        self._taken += 1
         return Item(made["id"], task.encode(made))
 
     def fileno(self) -> int | None:
         """None: it never waits."""
         return None
+
+    def left(self) -> str:
+        """What was not taken, in words."""
+        return f"{(self.total or 0) - self._taken:,} sample tasks"
 
 
 class Pipe:
@@ -85,6 +94,10 @@ class Pipe:
     def fileno(self) -> int | None:
         """The descriptor to wait for; None on Windows, where take waits itself."""
         return None if WINDOWS else self._fd
+
+    def left(self) -> str:
+        """What was not taken, in words, and how to get at it."""
+        return f"line {self.line + 1:,} and on (tail -n +{self.line + 1})"
 
     def take(self) -> Item | None:
         """The next task; None at the end, or when the other side has not written one yet. Raises BadLine."""

@@ -341,7 +341,7 @@ def test_drain_ends_with_the_queue_and_its_status_says_whether_a_task_died(chann
 
 
 HANDLERS = """
-import sys
+import subprocess, sys
 from tareas import Reject
 
 def work(task):
@@ -351,7 +351,8 @@ def work(task):
         raise Reject("never mind")
     if task["id"] == "raises":
         raise ValueError("one", "two")
-    print(sorted(task.items()), file=sys.stderr)
+    print(sorted(task.items()))  # with --json on stderr, as the words of a program are that it runs
+    subprocess.run(["echo", "done"])
     return False  # what it returns says nothing
 
 class Deep:
@@ -370,7 +371,8 @@ def test_a_function_of_the_users_does_the_task(
     call = [ROOT / "worker.py", "w", "--handler", f"mine:{name}", "--max-attempts", 2, "--retry-delay", 0]
     worker = run(*call, "--drain", "--json", "--queue", queue, cwd=tmp_path)
     assert worker.wait() == 3
-    assert worker.err == f"{sorted(odd.items())}\n"
+    assert worker.err == f"{sorted(odd.items())}\ndone\n"
+    assert {event["who"] for event in worker.events} == {"w"}
     assert [event["id"] for event in worker.event_list("done")] == ["odd"]
     reasons = {event["id"]: (event["attempt"], event["reason"]) for event in worker.event_list("dead_lettered")}
     assert reasons == {

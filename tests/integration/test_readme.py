@@ -98,14 +98,46 @@ def test_the_handler_of_the_page_does_its_tasks(queue: str, shell: dict[str, str
     (folder / "jobs.py").write_text(source)
     for name, text in {"a.md": "one two", "b.md": "one two three"}.items():
         (folder / name).write_text(text)
-    typed_here = [command for command in commands(ENGLISH) if command.startswith("ls ") or "--handler jobs" in command]
-    assert len(typed_here) == 2
-    for command in typed_here:
-        done = pasted(f"{command} --queue {queue}", folder, shell)
+    first = commands(ENGLISH).index("python worker.py --handler jobs:count_words --queue words --drain")
+    for command in commands(ENGLISH)[first - 2 : first + 1]:
+        done = pasted(command.replace("--queue words", f"--queue {queue}"), folder, shell)
         assert done.returncode == 0, done.stderr + done.stdout
     written = {each.name: each.read_text() for each in folder.glob("*.words")}
     assert written == {"a.md.words": "2\n", "b.md.words": "3\n"}
     assert not list(folder.glob("*.words.*"))
+
+
+def test_several_machines_work_as_the_page_says(
+    killable: Node, shell: dict[str, str], tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """Its commands one after the other; the node stands for rabbit-1, a shell for all machines."""
+    start = commands(ENGLISH).index("sudo rabbitmqctl add_user tareas SECRET")
+    add_user, permit, export, produce, work, status, audit = commands(ENGLISH)[start : start + 7]
+    request.addfinalizer(lambda: killable.ctl("delete_user", "tareas"))
+    for command in (add_user, permit):
+        killable.ctl(*shlex.split(command)[2:])
+    folder = tmp_path / "project"
+    folder.mkdir()
+    for script in ("producer.py", "worker.py", "admin.py"):
+        (folder / script).symlink_to(ROOT / script)
+    (source,) = blocks(ENGLISH, "python")
+    (folder / "jobs.py").write_text(source)
+    (folder / "a.md").write_text("one two")
+    (folder / "tasks.jsonl").write_text('{"id": "a.md", "file": "a.md"}\n{"id": "none.md", "file": "none.md"}\n')
+
+    assert "@rabbit-1/" in export and f"127.0.0.1:{killable.port}" in killable.url
+    there = export.replace("rabbit-1", f"127.0.0.1:{killable.port}")
+
+    def typed_there(command: str, status: int) -> subprocess.CompletedProcess[str]:
+        done = pasted(f"{there}; {command}", folder, shell)
+        assert done.returncode == status, done.stderr + done.stdout
+        return done
+
+    typed_there(produce, 0)
+    assert typed_there(status, 0).stdout.startswith("words: 2 ready")
+    assert typed_there(audit.replace(" worker-*.log", ""), 1).stdout.splitlines()[0].endswith("lost at most 2")
+    typed_there(work.replace(" >>", " --drain --retry-delay 0.1 >>"), 3)
+    assert typed_there(audit, 0).stdout.splitlines()[0].endswith("done 1, redelivered 4, dead 1, lost 0")
 
 
 def test_the_examples_of_help_work_when_pasted(queue: str, run: Run, shell: dict[str, str]) -> None:

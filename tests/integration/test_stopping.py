@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import signal
 import socket
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -302,7 +303,7 @@ def test_a_producer_that_waits_for_its_pipe_ends_at_once(how: str, channel: Any,
         producer.command.send(f'{{"id":"{name}"}}\n')
         producer.says(f"confirmed +{name}")
     producer.stop()
-    producer.ends(KILLED_BY[how], "2 of 2 confirmed")
+    producer.ends(KILLED_BY[how], r"2 of 2 confirmed in .* s; not published: line 3 and on \(tail -n \+3\)")
     assert left(channel, queue, "a", "b") == [0, 0]
 
 
@@ -316,7 +317,24 @@ def test_a_producer_that_is_stopped_amid_many_tasks_waits_for_what_it_has_publis
     (summary,) = (line for line in producer.command.lines if " finished " in line)
     confirmed, published = map(int, re.findall(r"(\d+) of (\d+) confirmed", summary)[0])
     assert 20 <= confirmed == published < 1_000_000
+    assert summary.endswith(f"; not published: {1_000_000 - published:,} sample tasks")
     until(lambda: ready(channel, queue) == confirmed)
+
+
+def test_a_file_whose_producer_was_stopped_is_gone_on_with_as_it_says(
+    channel: Any, queue: str, run: Run, tmp_path: Path
+) -> None:
+    tasks = tmp_path / "tasks.jsonl"
+    tasks.write_text("\n".join(f'{{"id": "{number}"}}\n' for number in range(100_000)))  # and blank lines
+    producer = Stopped(run, PIPE, "producer.py", tasks, "--queue", queue)
+    producer.says("confirmed +19")
+    producer.stop()
+    assert producer.command.wait() == KILLED_BY[PIPE]
+    (how,) = re.findall(r"\(tail -n (\+\d+)\)", producer.command.out)
+    rest = subprocess.run(["tail", "-n", how, tasks], capture_output=True, text=True, check=True).stdout
+    assert 0 < rest.count("{") < 99_980
+    assert run("producer.py", "-", "--queue", queue, stdin=rest).wait() == 0
+    until(lambda: ready(channel, queue) == 100_000)
 
 
 def test_who_waits_for_a_rabbitmq_that_takes_nothing(killable: Node, run: Run, tmp_path: Path) -> None:

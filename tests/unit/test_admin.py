@@ -492,7 +492,7 @@ DONE = line("started", id="a", attempt=1, redelivered=False) + line("done", id="
     ("log", "code", "said"),
     [
         (line("confirmed", id="a") + DONE, 0, "lost 0"),
-        (line("confirmed", id="a"), 1, "lost: "),
+        (line("confirmed", id="a"), 1, "lost at most 1\nconfirmed, but neither done nor dead in these logs"),
         (line("confirmed", id="a") + DONE + DONE, 1, "done twice"),
     ],
 )
@@ -502,6 +502,13 @@ def test_the_audit_prints_its_verdict_and_what_is_wrong(
     (tmp_path / "log").write_text(log)
     assert cli.run(admin.main, ["audit", str(tmp_path / "log")]) == code
     assert said in capsys.readouterr().out
+
+
+def test_an_audit_without_the_producers_log_is_a_wrong_call(tmp_path: Any, capsys: Any) -> None:
+    (tmp_path / "log").write_text(DONE)
+    assert cli.run(admin.main, ["audit", str(tmp_path / "log")]) == 2
+    said = capsys.readouterr()
+    assert "done 1" in said.out and "no confirmed task in these logs" in said.err
 
 
 def test_an_audit_of_what_is_no_log_is_a_wrong_call(tmp_path: Any, capsys: Any) -> None:

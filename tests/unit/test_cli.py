@@ -354,3 +354,20 @@ def test_a_complaint_is_wrapped_between_words_on_a_terminal(monkeypatch: pytest.
     assert terminal.getvalue().splitlines() == [
         "worker.py: nobody listens at", "localhost:5672 (start RabbitMQ: make", "broker)",
     ]  # fmt: skip
+
+
+PRINTS = "own = own_stdout(); print('mine', file=own or sys.stdout, flush=True); print('printed'); import os; "
+
+
+@pytest.mark.parametrize(("closed", "out", "err"), [("", "mine\n", "printed\nrun\n"), ("2>&-", "mine\n", ""),
+                                                    (">&-", "", ""), (">&- 2>&-", "", "")])
+def test_own_stdout_is_nobody_elses(closed: str, out: str, err: str) -> None:
+    done = program(PRINTS + "os.system('echo run'); return 0", f'"$@" {closed}')
+    assert done.returncode == 0 and done.stdout == out
+    assert closed or done.stderr == err
+
+
+def test_own_stdout_leaves_alone_what_is_no_file(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.own_stdout() is None
+    print("as ever")
+    assert capsys.readouterr() == ("as ever\n", "")

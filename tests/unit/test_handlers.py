@@ -27,6 +27,9 @@ class Shop:
     def __call__(self, task): return "called"
 
 def work(task): return "worked"
+def alone(): pass
+def pair(task, other): pass
+def named(*, task): pass
 async def later(task): ...
 def some(task): yield
 async def some_later(task): yield
@@ -103,6 +106,9 @@ WRONG = {
     "mine:work()": "--handler: module 'mine' has no 'work()'",
     "mine:number": "--handler: 'mine:number' is not a function",
     "mine:nothing": "--handler: 'mine:nothing' is not a function",
+    "mine:alone": "--handler: 'mine:alone' does not take a task as its only argument: too many positional arguments",
+    "mine:pair": "--handler: 'mine:pair' does not take a task as its only argument: missing a required argument: ",
+    "mine:named": "--handler: 'mine:named' does not take a task as its only argument: too many positional arguments",
     "mine:later": "--handler: 'mine:later' is a coroutine or generator: calling it would do nothing",
     "mine:some": "--handler: 'mine:some' is a coroutine or generator: calling it would do nothing",
     "mine:some_later": "--handler: 'mine:some_later' is a coroutine or generator: calling it would do nothing",

@@ -61,6 +61,9 @@ class Given:
     def fileno(self) -> int | None:
         return self._fd
 
+    def left(self) -> str:
+        return f"{len(self._steps)} more"
+
 
 # -- a RabbitMQ that is none, behind what a producer uses of pika's SelectConnection
 
@@ -719,6 +722,18 @@ def test_a_stop_waits_for_the_confirms_of_what_is_on_its_way(signum: int, status
     assert played.told("confirmed") == ["t1", "t2", "t3", "t4", "t5"]
     assert (played.status, played.finished) == (status, (5, 5))
     assert played.journal.words[-2:] == ["close", "finished"]
+    assert played.journal.events[-1]["left"] == "1 more"
+
+
+def test_a_stop_says_what_is_left_and_that_something_before_it_may_be(play: Start) -> None:
+    def steps(rabbitmq: Connection) -> Iterator[None]:
+        rabbitmq.nack(1)
+        signal.raise_signal(signal.SIGINT)
+        yield
+
+    played = play(Given(*items(2), None, item("t3"), fd=7), Connection(steps))
+    assert played.finished == (2, 1)
+    assert played.journal.events[-1]["left"] == "1 more; unconfirmed before it: 1"
 
 
 def test_a_stop_publishes_nothing_more_not_even_again(play: Start) -> None:
