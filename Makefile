@@ -1,7 +1,7 @@
 # make demo: the whole story, from nothing.  make test: everything is checked.  The other targets: make help.
 PYTHON ?= python3
 RUN := .venv/bin/python
-JOBS ?= 4
+JOBS ?= 6
 # Some machines set it for their containers: each of our many processes would compile all of its modules again.
 unexport PYTHONDONTWRITEBYTECODE
 
@@ -61,7 +61,7 @@ clean:
 	@touch $@
 
 .venv/dev: requirements.txt requirements-dev.txt | .venv/made
-	$(RUN) -m pip install -q --disable-pip-version-check -r requirements-dev.txt
+	$(RUN) -m pip install -q --disable-pip-version-check --no-compile -r requirements-dev.txt
 	@touch $@ .venv/run
 
 # Debian and Ubuntu keep venv in a package of its own.

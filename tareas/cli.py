@@ -7,7 +7,6 @@ import contextlib
 import errno
 import os
 import re
-import shutil
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TextIO
@@ -224,6 +223,8 @@ class Formatter(argparse.RawDescriptionHelpFormatter):
 
 def width() -> int:
     """Columns for a help."""
+    import shutil  # for the help alone
+
     return min(80, shutil.get_terminal_size().columns)
 
 

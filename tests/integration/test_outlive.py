@@ -18,6 +18,7 @@ import pytest
 
 from tareas.keep_alive import KeepAlive
 from tareas.local_broker import Node
+from tareas.ports import free
 from tests.faults.harness import SETTLED
 from tests.integration.test_contract import declare, publish, ready, take, told, until, work_arguments
 from tests.support import OPEN, Command, Run
@@ -151,6 +152,7 @@ def test_both_outlive_a_broker_that_is(how: str, killable: Node, pair: Pair) -> 
         killable.kill()
     else:
         killable.stop()
+    assert not killable.running and killable.pid is None and free(killable.port)
     pair.producer.wait_event("connection_lost")
     pair.send("meanwhile-1", "meanwhile-2")
     pair.release()

@@ -12,11 +12,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pika
 import pytest
-import yaml
 
 from tareas.local_broker import Node
-from tareas.programs import Programs
 from tests.readme import ENGLISH, blocks, commands, masked, shown
 from tests.support import ROOT, Run
 from tests.unit.test_help import call, examples
@@ -171,27 +170,23 @@ def test_the_examples_of_help_work_when_pasted(queue: str, run: Run, shell: dict
 
 
 def test_rabbitmq_takes_the_settings_of_the_compose_files_and_the_rights_that_the_page_names(
-    programs: Programs, tmp_path: Path, run: Run
+    killable: Node, run: Run, request: pytest.FixtureRequest
 ) -> None:
-    """One node with all of them; that a cluster forms by such settings is tested where clusters are."""
-    single, cluster = (
-        yaml.safe_load((ROOT / file).read_text())["configs"]["rabbitmq"]["content"].splitlines()
-        for file in ("docker-compose.yml", "compose.cluster.yml")
-    )
-    settings = [line for line in cluster if not line.startswith("cluster_formation")]
-    assert set(single) <= set(settings)
-    if programs.name.startswith("3."):  # the cluster is made of version 4: older ones refuse what they don't know
-        settings = single
-    with Node(tmp_path / "node", programs, config="\n".join(settings)) as node:
-        told = node.ctl("eval", "[application:get_env(rabbit, Key) || Key <- [consumer_timeout, loopback_users]].")
-        assert "".join(told.split()) == "[{ok,90000000},{ok,[]}]"
+    """The node that may be killed has those settings."""
+    node = killable
+    told = node.ctl("eval", "[application:get_env(rabbit, Key) || Key <- [consumer_timeout, loopback_users]].")
+    assert "".join(told.split()) == "[{ok,90000000},{ok,[]}]"
 
-        node.ctl("add_user", "worker", "w-secret")
-        names = r"tareas_distribuidas(\.dead)?"
-        node.ctl("set_permissions", "worker", f"^{names}$", rf"^({names}|amq\.default)$", f"^{names}$")
-        there = {"AMQP_URL": node.url.replace("guest:guest", "worker:w-secret")}
-        body = '{"id": "a", "complexity": 0, "fail_attempts": 9}\n{"id": "b", "complexity": 0}\n'
-        assert run("producer.py", "-", stdin=body, env=there).wait() == 0
-        worker = run("worker.py", "--drain", "--max-attempts", 2, "--retry-delay", 0, env=there)
-        assert worker.wait() == 3 and "1 done, 2 failed, 1 dead-lettered" in worker.out
-        assert run("admin.py", "replay", "--all", env=there).wait() == 0
+    node.ctl("add_user", "worker", "w-secret")
+    request.addfinalizer(lambda: node.ctl("delete_user", "worker"))
+    names = r"tareas_distribuidas(\.dead)?"
+    node.ctl("set_permissions", "worker", f"^{names}$", rf"^({names}|amq\.default)$", f"^{names}$")
+    there = {"AMQP_URL": node.url.replace("guest:guest", "worker:w-secret")}
+    body = '{"id": "a", "complexity": 0, "fail_attempts": 9}\n{"id": "b", "complexity": 0}\n'
+    assert run("producer.py", "-", stdin=body, env=there).wait() == 0
+    worker = run("worker.py", "--drain", "--max-attempts", 2, "--retry-delay", 0, env=there)
+    assert worker.wait() == 3 and "1 done, 2 failed, 1 dead-lettered" in worker.out
+    assert run("admin.py", "replay", "--all", env=there).wait() == 0
+    with pika.BlockingConnection(pika.URLParameters(node.url)) as connection:
+        for name in ("tareas_distribuidas", "tareas_distribuidas.dead"):
+            connection.channel().queue_delete(name)
