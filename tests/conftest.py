@@ -55,10 +55,13 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """Why a test failed that passed when it was run again: pytest-rerunfailures only names it."""
+    ends = [report for report in terminalreporter.stats.get("", []) if report.when == "teardown"]
     for report in terminalreporter.stats.get("rerun", []):
         terminalreporter.section(f"run again: {report.nodeid} ({report.when})")
         terminalreporter.write_line(report.longreprtext)
-        for title, text in report.sections:
+        # What its commands said: the fixture `run` prints it at the end, of which there are two now.
+        end = next((end.sections for end in ends if end.nodeid == report.nodeid), [])
+        for title, text in dict.fromkeys([*report.sections, *end]):
             terminalreporter.write_line(f"--- {title}\n{text[-5000:]}")
 
 

@@ -62,6 +62,9 @@ class Command:
         if tty:
             self._master, slave = os.openpty()
             fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
+            settings = termios.tcgetattr(slave)
+            settings[3] |= termios.NOFLSH  # else Ctrl+C drops what nobody has read yet, even what answers it
+            termios.tcsetattr(slave, termios.TCSANOW, settings)
             self.process = subprocess.Popen(
                 self.argv, stdin=slave, stdout=slave, stderr=slave, preexec_fn=_take_terminal, **started
             )

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tests.integration.test_contract import ids, take, until
+from tests.integration.test_contract import declare, ids, take, until
 from tests.support import OPEN, ROOT, Run
 
 HEARTBEAT = 2  # seconds
@@ -47,6 +47,7 @@ def test_what_takes_longer_than_three_heartbeats_is_done_once(
     """At the same time: tasks that sleep, compute, and hold Python's lock for longer than a heartbeat again and again;
     a long rest before a second attempt; and a producer whose pipe is silent meanwhile."""
     (tmp_path / "long.py").write_text(HANDLERS)
+    declare(channel, queue)  # or five commands at once would, and RabbitMQ may cut one of them off over it
     there = ("--queue", queue, "--json", "--url", f"{url}?heartbeat={HEARTBEAT}")
     call = (ROOT / "worker.py", "--handler", "long:work", "--retry-delay", LONG, *there)
     workers = [run(*call, cwd=tmp_path) for _ in range(4)]

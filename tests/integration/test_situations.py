@@ -315,7 +315,10 @@ def test_a_bad_line_17_of_a_pipe_comes_after_16_confirmed_tasks(channel: Any, qu
 def test_a_queue_that_becomes_another_ends_a_worker(channel: Any, queue: str, run: Run) -> None:
     """Someone deletes the queue and declares a classic one of that name, while a worker consumes it."""
     worker = run("worker.py", "worker-1", "--queue", queue)
-    worker.wait_for("connected")
+    worker.wait_for("connected")  # and then it consumes: before that, it would take the other queue for its own
+    until = time.monotonic() + DEADLINE
+    while channel.queue_declare(queue, passive=True).method.consumer_count != 1:
+        assert time.monotonic() < until
     replace(channel, queue)
     words = [f"queue '{queue}' exists with other arguments", "use --queue NAME"]
     assert worker.wait() == 1 and worker.err.count("\n") == 1, worker.report()
