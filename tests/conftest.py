@@ -60,7 +60,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         terminalreporter.section(f"run again: {report.nodeid} ({report.when})")
         terminalreporter.write_line(report.longreprtext)
         # What its commands said: the fixture `run` prints it at the end, of which there are two now.
-        end = next((end.sections for end in ends if end.nodeid == report.nodeid), [])
+        end: list[tuple[str, str]] = next((end.sections for end in ends if end.nodeid == report.nodeid), [])
         for title, text in dict.fromkeys([*report.sections, *end]):
             terminalreporter.write_line(f"--- {title}\n{text[-5000:]}")
 
