@@ -1,7 +1,7 @@
 # make demo: the whole story, from nothing.  make test: everything is checked.  The other targets: make help.
 PYTHON ?= python3
 RUN := .venv/bin/python
-JOBS ?= 5
+JOBS ?= 4
 # Some machines set it for their containers: each of our many processes would compile all of its modules again.
 unexport PYTHONDONTWRITEBYTECODE
 

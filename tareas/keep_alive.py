@@ -13,6 +13,7 @@ import pika
 from tareas.system_calls import send_at_once
 
 HEARTBEAT = pika.frame.Heartbeat().marshal()
+LATE = 0.1  # seconds after which a call that takes none was held up
 
 
 class KeepAlive:
@@ -62,20 +63,25 @@ class KeepAlive:
         if hasattr(signal, "pthread_sigmask"):
             # A signal must wake the main thread, where Python runs the handlers.
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGALRM})
-        prompt = True
+        prompt = True  # whether the task lets us run when we want to
         while True:
             if prompt:
+                began = time.monotonic()
                 time.sleep(self._turn)
+                prompt = time.monotonic() - began < self._turn + LATE
             with self._lock:
-                prompt = True
-                if self._since is not None and time.monotonic() - self._since >= self._turn:
-                    # The task may hold Python's lock for long stretches, and each system call of ours gives it
-                    # away for one of them: the heartbeat first, in one call, and the look only if that was quick.
-                    began = time.monotonic()
-                    self._beat()
-                    prompt = time.monotonic() - began < 0.1
-                    if prompt:
-                        self._look()
+                if self._since is None or time.monotonic() - self._since < self._turn:
+                    prompt = True
+                    continue
+                # The task may hold Python's lock for long stretches, and each system call of ours gives it away for one
+                # of them: the heartbeat first, in one call, and the look, which takes several, only if nothing of that
+                # shows. A task that holds it as long is looked after at its end.
+                began = time.monotonic()
+                self._beat()
+                quick = time.monotonic() - began < LATE
+                if prompt and quick:
+                    self._look()
+                prompt = quick
 
     def _beat(self) -> None:
         """Send a heartbeat in a single system call: pika's own way takes five of them."""

@@ -94,6 +94,22 @@ def test_outside_of_a_task_the_connection_is_its_owners_alone(clock: Clock) -> N
     assert connection.served == ["keep-alive"]
 
 
+def test_a_task_that_holds_pythons_lock_gets_heartbeats_and_no_looks(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of a look's system calls would last as long as the task holds the lock, and no heartbeat be sent meanwhile,
+    though the first was quick: a busy system may give the lock back to us once."""
+    connection, beats = Connection(), []
+    alive = serving(connection)
+    monkeypatch.setattr(alive, "_beat", lambda: beats.append(clock.now))
+    with alive:
+        for number in range(1, 5):
+            clock.go_on(2.2)  # the other thread wanted to wake after one second
+            assert (len(beats), connection.served) == (number, [])
+        clock.go_on(1)
+        assert (len(beats), connection.served) == (5, ["keep-alive"])
+
+
 def test_a_task_younger_than_a_turn_is_passed_by(clock: Clock) -> None:
     connection = Connection()
     alive = serving(connection)
