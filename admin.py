@@ -85,7 +85,8 @@ def opened(args: Namespace) -> Iterator[tuple[Any, addresses.Address]]:
         if isinstance(error, BrokenPipeError) or getattr(error, "errno", None) in OUTPUT_FULL:
             raise  # stdout's, not the connection's: pika has its own class for that
         if isinstance(error, ChannelClosedByBroker) and error.reply_code == 404:
-            raise Trouble(f"there is no queue {quoted(args.queue)} with dead letters (worker.py makes both)") from None
+            raise Trouble(f"there is no queue {quoted(args.queue)}, or none for its dead letters: producer.py and "
+                          "worker.py make both, for the --queue that they are given") from None
         raise Trouble(reasons.explain(error, address)) from None
 
 

@@ -53,6 +53,7 @@ class Verdict:
     unstarted: list[str]  # done by a worker that had not started it
     done_and_dead: list[str]  # worker or broker died between done and ack in the last attempt, or a replay
     unconfirmed: list[str]  # done or dead: a producer died before it read the confirm, or its log is not here
+    repeated: list[str]  # published as several tasks with one id: of those, one that is done or dead is enough here
     truncated: int  # lines that were cut short: a process was killed while it wrote, or the disk was full
     queue_known: bool  # whether anybody looked what is left in the queue
     hint: str = ""
@@ -89,7 +90,9 @@ class Verdict:
         """What a reader should know though it breaks nothing, a line each."""
         notes = [
             *_named("done and dead", self.done_and_dead),
-            *_named("done or dead without a confirm (a producer was killed, or its log is not here)", self.unconfirmed),
+            *_named("published as several tasks with one id, of which only one is looked for", self.repeated),
+            *_named("done or dead without a confirm (a producer was killed, or not all of its log is here)",
+                    self.unconfirmed),
         ]
         if self.truncated:
             notes.append(f"lines cut short (a process was killed while it wrote, or its disk full): {self.truncated}")
@@ -166,6 +169,7 @@ def audit(events: Iterable[dict[str, Any]], left: Collection[str] | None = None)
         unstarted=list(unstarted),
         done_and_dead=[i for i, task in tasks.items() if task.done and task.dead],
         unconfirmed=[i for i, task in tasks.items() if (task.done or task.dead) and not task.confirmed],
+        repeated=[i for i, task in tasks.items() if task.published - task.again > 1],
         truncated=truncated,
         queue_known=left is not None,
         hint=" (some were published as two tasks with one id)" if same_id else "",

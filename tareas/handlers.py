@@ -68,12 +68,14 @@ def load(name: str) -> Handler:
 def _check_takes_a_task(found: Callable[..., Any], name: str) -> None:
     """Raise WrongCall if it can't be called with one argument: each task would fail, and end as a dead letter."""
     try:
-        inspect.signature(found).bind({})
-    except ValueError:  # some functions of C do not say
-        pass
-    except TypeError as error:
-        what = quoted(str(error), quotes=False)
-        raise WrongCall(f"--handler: {quoted(name)} does not take a task as its only argument: {what}") from None
+        signature = inspect.signature(found)
+    except (TypeError, ValueError):  # some functions of C do not say
+        return
+    try:
+        signature.bind({})
+    except TypeError:
+        taken = quoted(str(signature), quotes=False)
+        raise WrongCall(f"--handler: {quoted(name)} must take one argument, the task; it takes {taken}") from None
 
 
 def finish(result: Any) -> None:

@@ -97,7 +97,7 @@ class Pipe:
 
     def left(self) -> str:
         """What was not taken, in words, and how to get at it."""
-        return f"line {self.line + 1:,} and on (tail -n +{self.line + 1})"
+        return f"line {self.line + 1:,} and on of {self.name} (tail -n +{self.line + 1})"
 
     def take(self) -> Item | None:
         """The next task; None at the end, or when the other side has not written one yet. Raises BadLine."""

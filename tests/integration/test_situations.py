@@ -214,7 +214,7 @@ ANSWERS = {
     ),
     "no queue": Situation(
         ("status", "dead", "replay", "discard"), ["--queue", "none"], {}, 1,
-        ["there is no queue 'none' with dead letters", "(worker.py makes both)"],
+        ["there is no queue 'none'", "producer.py and worker.py make both"],
     ),
     "no management": Situation(
         ["status"], ["--queue", "full", "--management", f"http://eva:{SECRET}@127.0.0.1:1"], {}, 1,

@@ -303,7 +303,7 @@ def test_a_producer_that_waits_for_its_pipe_ends_at_once(how: str, channel: Any,
         producer.command.send(f'{{"id":"{name}"}}\n')
         producer.says(f"confirmed +{name}")
     producer.stop()
-    producer.ends(KILLED_BY[how], r"2 of 2 confirmed in .* s; not published: line 3 and on \(tail -n \+3\)")
+    producer.ends(KILLED_BY[how], r"2 of 2 confirmed in .* s; not published: line 3 and on of\s+stdin\s+\(tail")
     assert left(channel, queue, "a", "b") == [0, 0]
 
 

@@ -90,6 +90,14 @@ def test_done_without_a_confirm_counts_and_is_said_but_is_no_problem() -> None:
     assert any("without a confirm" in note and "a" in note for note in verdict.notes())
 
 
+def test_several_tasks_with_one_id_are_said_for_only_one_of_them_is_looked_for() -> None:
+    twice = [*published("a"), event("published", "b", again=True), *published("b"), *published("a")]
+    verdict = audit([*twice, started("a"), done("a"), started("b"), done("b")])
+
+    assert verdict.fine and verdict.repeated == ["a"]
+    assert "published as several tasks with one id, of which only one is looked for: a" in verdict.notes()
+
+
 def test_done_and_dead_is_said() -> None:
     verdict = audit([*published("a"), started("a"), done("a"), dead("a")])
 
