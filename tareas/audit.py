@@ -54,7 +54,7 @@ class Verdict:
     done_and_dead: list[str]  # worker or broker died between done and ack in the last attempt, or a replay
     unconfirmed: list[str]  # done or dead: a producer died before it read the confirm, or its log is not here
     repeated: list[str]  # published as several tasks with one id: of those, one that is done or dead is enough here
-    truncated: int  # lines that were cut short: a process was killed while it wrote, or the disk was full
+    truncated: list[str]  # lines cut short ("worker.log line 7"): a process was killed amid them, or a disk full
     queue_known: bool  # whether anybody looked what is left in the queue
     hint: str = ""
 
@@ -88,15 +88,13 @@ class Verdict:
 
     def notes(self) -> list[str]:
         """What a reader should know though it breaks nothing, a line each."""
-        notes = [
+        return [
             *_named("done and dead", self.done_and_dead),
             *_named("published as several tasks with one id, of which only one is looked for", self.repeated),
             *_named("done or dead without a confirm (a producer was killed, or not all of its log is here)",
                     self.unconfirmed),
+            *_named("cut short (a process was killed while it wrote, or its disk was full)", self.truncated),
         ]
-        if self.truncated:
-            notes.append(f"lines cut short (a process was killed while it wrote, or its disk full): {self.truncated}")
-        return notes
 
 
 class _Task:
@@ -118,13 +116,14 @@ def audit(events: Iterable[dict[str, Any]], left: Collection[str] | None = None)
     """
     tasks: dict[str, _Task] = {}
     open_starts: dict[tuple[str, str], bool] = {}  # (worker, id): redelivered
-    redelivered = nameless = truncated = 0
+    redelivered = nameless = 0
+    truncated: list[str] = []
     reasonless: dict[str, None] = {}
     unstarted: dict[str, None] = {}
     for event in events:
         word, task_id, who = event["event"], event.get("id"), event.get("who", "")
         if word == "truncated":
-            truncated += 1
+            truncated.append(f"{event['path']} line {event['line']}")
         if word == "dead_lettered":
             if not str(event.get("reason") or "").strip():
                 reasonless["(no id)" if task_id is None else task_id] = None
