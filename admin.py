@@ -193,8 +193,8 @@ def audit_logs(args: Namespace) -> int:
         raise WrongCall(f"{quoted(str(error.filename))} cannot be read: {error.strerror}") from None
     for line in (verdict.line(), *verdict.problems(), *verdict.notes()):
         say(line)
-    if not verdict.confirmed:
-        raise WrongCall("no confirmed task in these logs, so none can be missed: name the producer's log as well")
+    if verdict.fine and not (verdict.published or verdict.confirmed):
+        raise WrongCall("no published task in these logs, so nothing can be found lost: name the producer's log, too")
     return 0 if verdict.fine else 1
 
 

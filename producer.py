@@ -111,7 +111,7 @@ class Producer:
             except Abandoned:
                 pass
         stopped = 0 if self._complete() else self.stopping.abandoned or self.stopping.requested
-        left = {"left": self._left()} if stopped and not self.source.ended else {}
+        left = {"left": self._left()} if stopped and not self.source.ended and self.source.left() else {}
         self.tell("finished", published=self.published, confirmed=self.confirmed,
                   seconds=round(time.monotonic() - self._began, 3), **left)
         if self._bad_line is not None:

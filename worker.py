@@ -3,7 +3,7 @@
 
 Exit status: 0 fine, 1 trouble, 2 wrong call, 3 dead letters, 130 or 143 signal.
     python worker.py worker-1                    # start as many as you like
-    python worker.py --drain                     # end when the queue is empty
+    python worker.py --drain                     # end when no task waits
     python worker.py --handler builtins:print    # call a function of your own
 """
 
@@ -40,7 +40,7 @@ DYING = "waiting until the dead letter is confirmed; once more gives the task ba
 
 
 class Worker:
-    """Consumes a queue until it is stopped, or until the queue is empty if `drain` is set.
+    """Consumes a queue until it is stopped, or until no task is ready if `drain` is set.
 
     A task is acknowledged only after it is done. If this worker dies before, RabbitMQ gives the task to another.
 

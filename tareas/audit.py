@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import sys
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
@@ -192,15 +193,16 @@ def read(paths: Iterable[str | Path]) -> Iterator[dict[str, Any]]:
 
 
 def _events(line: bytes, path: str, number: int) -> Iterator[dict[str, Any]]:
-    """The event in this line, after a "truncated" for what was cut short before it. Raises InvalidLog."""
+    """The event in this line; or several, where one was cut short, if only by its newline. Raises InvalidLog."""
     truncated = {"event": "truncated", "path": path, "line": number}
     try:
         event = json.loads(line.decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        opening = line.rfind(OPENING)
-        if opening > 0 and line.startswith(b"{"):
-            yield truncated
-            yield from _events(line[opening:], path, number)
+        starts = [found.start() for found in re.finditer(re.escape(OPENING), line)]
+        if starts and starts != [0] and (starts[0] == 0 or OPENING.startswith(line[: starts[0]])):
+            starts = [0, *(start for start in starts if start)]
+            for start, end in zip(starts, [*starts[1:], None], strict=True):
+                yield from _events(line[start:end], path, number)
         elif line.endswith(b"\n") or not line.startswith(b"{"):
             raise InvalidLog(path, number, _reason(error)) from None
         else:

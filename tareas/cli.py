@@ -113,12 +113,11 @@ def own_stdout() -> TextIO | None:
         sys.stdout.flush()
     except (AttributeError, OSError):
         return None
+    # Where stderr is closed, its number would be the next to be given out, to our events.
+    aside = os.open(os.devnull, os.O_WRONLY) if sys.stderr is None else sys.stderr.fileno()
     own = open(os.dup(fd), "w", encoding="utf-8")  # noqa: SIM115
-    if sys.stderr is None:
-        leave(sys.stdout)
-    else:
-        os.dup2(sys.stderr.fileno(), fd)
-        sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    os.dup2(aside, fd)
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     return own
 
 

@@ -68,7 +68,7 @@ def load(name: str) -> Handler:
 def _check_takes_a_task(found: Callable[..., Any], name: str) -> None:
     """Raise WrongCall if it can't be called with one argument: each task would fail, and end as a dead letter."""
     try:
-        signature = inspect.signature(found)
+        signature = inspect.signature(found, follow_wrapped=False)  # a decorator may give what is missing
     except (TypeError, ValueError):  # some functions of C do not say
         return
     try:

@@ -71,8 +71,9 @@ class Sample:
         return None
 
     def left(self) -> str:
-        """What was not taken, in words."""
-        return f"{(self.total or 0) - self._taken:,} sample tasks"
+        """What was not taken, in words; empty if nothing."""
+        left = (self.total or 0) - self._taken
+        return f"{left:,} sample tasks" if left else ""
 
 
 class Pipe:
@@ -151,7 +152,8 @@ class Pipe:
         return os.read(self._fd, CHUNK)
 
     def _bad_line(self, reason: str) -> BadLine:
-        return BadLine(f"{self.name}, line {self.line}: {reason}")
+        self.line -= 1  # it is not taken
+        return BadLine(f"{self.name}, line {self.line + 1}: {reason}")
 
     def _lost(self, reason: str) -> BadLine:
         return BadLine(f"{self.name} {reason}", status=1)
@@ -198,6 +200,10 @@ class File(Pipe):
     def fileno(self) -> int | None:
         """None: it never waits."""
         return None
+
+    def left(self) -> str:
+        """What was not taken, in words, and how to get at it; empty if nothing."""
+        return "" if self._taken == self.total else super().left()
 
     def _readable(self) -> bool:
         return True

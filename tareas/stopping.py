@@ -58,16 +58,18 @@ class Stopping:
             signal.signal(signum, handler)
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
+        now = time.monotonic()  # first of all: during a call Python may run the handler of a second signal
         if self.requested is None:
-            self.requested, self._since = signum, time.monotonic()
-            self._wake.release()
+            self.requested, self._since = signum, now
+            with contextlib.suppress(RuntimeError):  # released: before Python 3.11 that may be so between any two steps
+                self._wake.release()
             if self._grace is not None and hasattr(signal, "setitimer"):
                 # Never 0, which would switch the timer off. It repeats, should a handler of the user's swallow it.
                 signal.setitimer(signal.ITIMER_REAL, max(self._grace, 0.001), 1.0)
             self._on_request(signum)
             if self._interruptible:
                 raise Interrupted
-        elif time.monotonic() - self._since >= REPEAT:
+        elif now - self._since >= REPEAT:
             self.abandoned = signum
             raise Abandoned
 

@@ -113,6 +113,7 @@ def test_several_machines_work_as_the_page_says(
     start = commands(ENGLISH).index("sudo rabbitmqctl add_user tareas SECRET")
     add_user, permit, export, produce, work, status, audit = commands(ENGLISH)[start : start + 7]
     request.addfinalizer(lambda: killable.ctl("delete_user", "tareas"))
+    request.addfinalizer(lambda: delete(killable, "words"))
     for command in (add_user, permit):
         killable.ctl(*shlex.split(command)[2:])
     folder = tmp_path / "project"
@@ -179,6 +180,7 @@ def test_rabbitmq_takes_the_settings_of_the_compose_files_and_the_rights_that_th
 
     node.ctl("add_user", "worker", "w-secret")
     request.addfinalizer(lambda: node.ctl("delete_user", "worker"))
+    request.addfinalizer(lambda: delete(node, "tareas_distribuidas"))
     names = r"tareas_distribuidas(\.dead)?"
     node.ctl("set_permissions", "worker", f"^{names}$", rf"^({names}|amq\.default)$", f"^{names}$")
     there = {"AMQP_URL": node.url.replace("guest:guest", "worker:w-secret")}
@@ -187,6 +189,10 @@ def test_rabbitmq_takes_the_settings_of_the_compose_files_and_the_rights_that_th
     worker = run("worker.py", "--drain", "--max-attempts", 2, "--retry-delay", 0, env=there)
     assert worker.wait() == 3 and "1 done, 2 failed, 1 dead-lettered" in worker.out
     assert run("admin.py", "replay", "--all", env=there).wait() == 0
+
+
+def delete(node: Node, queue: str) -> None:
+    """The queue and its dead letters."""
     with pika.BlockingConnection(pika.URLParameters(node.url)) as connection:
-        for name in ("tareas_distribuidas", "tareas_distribuidas.dead"):
+        for name in (queue, f"{queue}.dead"):
             connection.channel().queue_delete(name)

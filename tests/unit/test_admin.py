@@ -508,7 +508,7 @@ def test_an_audit_without_the_producers_log_is_a_wrong_call(tmp_path: Any, capsy
     (tmp_path / "log").write_text(DONE)
     assert cli.run(admin.main, ["audit", str(tmp_path / "log")]) == 2
     said = capsys.readouterr()
-    assert "done 1" in said.out and "no confirmed task in these logs" in said.err
+    assert "done 1" in said.out and "no published task in these logs" in said.err
 
 
 def test_an_audit_of_what_is_no_log_is_a_wrong_call(tmp_path: Any, capsys: Any) -> None:

@@ -237,10 +237,13 @@ def test_what_a_process_wrote_behind_a_cut_line_is_read(tmp_path: Path) -> None:
         path = log(tmp_path / "log", published("a"), last[:length] + behind + b"\n")
         verdict = audit(read([path]))
         assert (verdict.fine, len(verdict.truncated), verdict.done) == (True, 1, 1), last[:length]
+    whole = json.dumps(published("b")[0]).encode() + behind  # all but its newline
+    verdict = audit(read([log(tmp_path / "log", published("a"), whole)]))
+    assert (verdict.fine, verdict.truncated, verdict.published) == (True, [], 2)
 
     thrice = last[:50] + last[:30] + last[:20] + behind
     verdict = audit(read([log(tmp_path / "log", published("a"), thrice)]))
-    assert (verdict.fine, len(verdict.truncated), verdict.done) == (True, 1, 1)
+    assert (verdict.fine, len(verdict.truncated), verdict.done) == (True, 3, 1)
 
 
 def test_a_loss_may_be_in_a_cut_line(tmp_path: Path) -> None:
@@ -266,6 +269,7 @@ def test_the_cut_line_itself_proves_nothing(tmp_path: Path) -> None:
     [
         (b'{"time": 1.0, "event": "do\n', "not JSON"),
         (b'{"time": 1.0, "event": "do{"time": 2.0, "event": "conn\n', "not JSON"),
+        (b'{hello} {"time": 2.0, "event": "connected", "who": "w1"}\n', "not JSON"),
         (b"\xff\xfe\n", "not UTF-8"),
         (b"worker-1  done      a in 0.61 s\n", "not JSON"),
         (b"worker-1  done      a in 0.61 s", "not JSON"),

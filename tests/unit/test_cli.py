@@ -359,10 +359,10 @@ def test_a_complaint_is_wrapped_between_words_on_a_terminal(monkeypatch: pytest.
 PRINTS = "own = own_stdout(); print('mine', file=own or sys.stdout, flush=True); print('printed'); import os; "
 
 
-@pytest.mark.parametrize(("closed", "out", "err"), [("", "mine\n", "printed\nrun\n"), ("2>&-", "mine\n", ""),
+@pytest.mark.parametrize(("closed", "out", "err"), [("", "mine\n", "printed\nrun\nmore\n"), ("2>&-", "mine\n", ""),
                                                     (">&-", "", ""), (">&- 2>&-", "", "")])
 def test_own_stdout_is_nobody_elses(closed: str, out: str, err: str) -> None:
-    done = program(PRINTS + "os.system('echo run'); return 0", f'"$@" {closed}')
+    done = program(PRINTS + "os.system('echo run; echo more >&2 2>/dev/null'); return 0", f'"$@" {closed}')
     assert done.returncode == 0 and done.stdout == out
     assert closed or done.stderr == err
 

@@ -28,6 +28,16 @@ class Shop:
 
 def work(task): return "worked"
 def alone(): pass
+def with_database(function):
+    @functools.wraps(function)
+    def called(task): return function(task, "db")
+    return called
+@with_database
+def decorated(task, db): return db
+class Dynamic:
+    def __getattr__(self, name): return object()
+    def __call__(self, task): return "dynamic"
+dynamic = Dynamic()
 def pair(task, other): pass
 def named(*, task): pass
 async def later(task): ...
@@ -67,6 +77,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 @pytest.mark.parametrize(
     ("name", "result"),
     [("mine:work", "worked"), ("mine:Shop.Till.sell", "sold"), ("mine:with_tax", "worked"), ("mine:shop", "called"),
+     ("mine:decorated", "db"), ("mine:dynamic", "dynamic"),
      ("pack.inner:work", "packed"), ("builtins:len", 1)],
 )
 def test_a_handler_is_found_from_the_current_folder(name: str, result: object, folder: Path) -> None:

@@ -311,7 +311,7 @@ def test_any_bytes_give_tasks_and_at_most_one_bad_line(lines: list[bytes]) -> No
         while not source.ended:
             source.take()
     except BadLine as error:
-        assert str(error).startswith(f"stdin, line {source.line}: ") and str(error).isprintable()
+        assert str(error).startswith(f"stdin, line {source.line + 1}: ") and str(error).isprintable()
 
 
 # -- files that cannot be read, or not any more

@@ -76,6 +76,22 @@ def test_what_counts_as_a_repetition_is_measured_from_the_first_signal(monkeypat
         assert stop.abandoned == signal.SIGINT
 
 
+def test_a_signal_within_the_handler_of_the_first_counts_as_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[int] = []
+    sent: list[int] = []
+
+    def monotonic() -> float:
+        if not sent:
+            sent.append(signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
+        return 1000.0
+
+    monkeypatch.setattr(stopping, "time", SimpleNamespace(monotonic=monotonic))
+    with Stopping(told.append) as stop:
+        signal.raise_signal(signal.SIGINT)
+        assert (stop.requested, stop.abandoned, told) == (signal.SIGTERM, None, [signal.SIGTERM])
+
+
 def test_abandoned_and_interrupted_pass_by_who_catches_exceptions() -> None:
     assert not issubclass(Abandoned, Exception) and not issubclass(Interrupted, Exception)
 
