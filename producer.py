@@ -111,9 +111,9 @@ class Producer:
             except Abandoned:
                 pass
         stopped = 0 if self._complete() else self.stopping.abandoned or self.stopping.requested
-        left = {"left": self._left()} if stopped and not self.source.ended and self.source.left() else {}
+        left = self._left() if stopped else ""
         self.tell("finished", published=self.published, confirmed=self.confirmed,
-                  seconds=round(time.monotonic() - self._began, 3), **left)
+                  seconds=round(time.monotonic() - self._began, 3), **({"left": left} if left else {}))
         if self._bad_line is not None:
             raise BadLine(f"{self._bad_line}; {self._summary()}", status=self._bad_line.status)
         return 128 + stopped if stopped else 0
@@ -319,9 +319,9 @@ class Producer:
         return f"{self.confirmed} of the {self.published} tasks read are confirmed"
 
     def _left(self) -> str:
-        """What a stop has left unpublished, and that tasks before it may be so, too."""
-        unsure = self.published - self.confirmed
-        return self.source.left() + (f"; unconfirmed before it: {unsure:,}" if unsure else "")
+        """What a stop has left unpublished, and that tasks before it may be so, too; empty if it has left nothing."""
+        left, unsure = self.source.left(), self.published - self.confirmed
+        return f"{left}; unconfirmed before it: {unsure:,}" if left and unsure else left
 
     def _say_stopping(self, signum: int) -> None:
         waiting = len(self._window)

@@ -154,7 +154,7 @@ def audit(events: Iterable[dict[str, Any]], left: Collection[str] | None = None)
 
     in_queue = set(left or ())
     unannounced = [i for i, task in tasks.items() if task.done > 1 and task.plain > 1 + task.again]
-    same_id = any(tasks[i].published - tasks[i].again > 1 for i in unannounced)
+    repeated = [i for i, task in tasks.items() if task.published - task.again > 1]
     return Verdict(
         published=sum(task.published > 0 for task in tasks.values()),
         confirmed=sum(task.confirmed for task in tasks.values()),
@@ -169,10 +169,10 @@ def audit(events: Iterable[dict[str, Any]], left: Collection[str] | None = None)
         unstarted=list(unstarted),
         done_and_dead=[i for i, task in tasks.items() if task.done and task.dead],
         unconfirmed=[i for i, task in tasks.items() if (task.done or task.dead) and not task.confirmed],
-        repeated=[i for i, task in tasks.items() if task.published - task.again > 1],
+        repeated=repeated,
         truncated=truncated,
         queue_known=left is not None,
-        hint=" (some were published as two tasks with one id)" if same_id else "",
+        hint="" if set(repeated).isdisjoint(unannounced) else " (some were published as two tasks with one id)",
     )
 
 
@@ -194,19 +194,17 @@ def read(paths: Iterable[str | Path]) -> Iterator[dict[str, Any]]:
 
 def _events(line: bytes, path: str, number: int) -> Iterator[dict[str, Any]]:
     """The event in this line; or several, where one was cut short, if only by its newline. Raises InvalidLog."""
-    truncated = {"event": "truncated", "path": path, "line": number}
     try:
         event = json.loads(line.decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        starts = [found.start() for found in re.finditer(re.escape(OPENING), line)]
-        if starts and starts != [0] and (starts[0] == 0 or OPENING.startswith(line[: starts[0]])):
-            starts = [0, *(start for start in starts if start)]
-            for start, end in zip(starts, [*starts[1:], None], strict=True):
-                yield from _events(line[start:end], path, number)
+        pieces = [piece for piece in re.split(b"(?=" + re.escape(OPENING) + b")", line) if piece]
+        if len(pieces) > 1 and pieces[0][: len(OPENING)] == OPENING[: len(pieces[0])]:
+            for piece in pieces:
+                yield from _events(piece, path, number)
         elif line.endswith(b"\n") or not line.startswith(b"{"):
             raise InvalidLog(path, number, _reason(error)) from None
         else:
-            yield truncated
+            yield {"event": "truncated", "path": path, "line": number}
     else:
         if reason := _not_an_event(event):
             raise InvalidLog(path, number, reason)

@@ -43,7 +43,7 @@ class Source(Protocol):
         """What to wait for when there is none yet; None for a source that never says so."""
 
     def left(self) -> str:
-        """What was not taken, in words, and how to get at it."""
+        """What was not taken, in words, and how to get at it; empty if nothing."""
 
 
 class Sample:
@@ -71,7 +71,7 @@ class Sample:
         return None
 
     def left(self) -> str:
-        """What was not taken, in words; empty if nothing."""
+        """What was not taken; empty if nothing."""
         left = (self.total or 0) - self._taken
         return f"{left:,} sample tasks" if left else ""
 
@@ -97,8 +97,8 @@ class Pipe:
         return None if WINDOWS else self._fd
 
     def left(self) -> str:
-        """What was not taken, in words, and how to get at it."""
-        return f"line {self.line + 1:,} and on of {self.name} (tail -n +{self.line + 1})"
+        """What was not taken, in words, and how to get at it; empty if nothing."""
+        return "" if self.ended else f"line {self.line + 1:,} and on of {self.name} (tail -n +{self.line + 1})"
 
     def take(self) -> Item | None:
         """The next task; None at the end, or when the other side has not written one yet. Raises BadLine."""
@@ -202,7 +202,7 @@ class File(Pipe):
         return None
 
     def left(self) -> str:
-        """What was not taken, in words, and how to get at it; empty if nothing."""
+        """The same; the last task may be taken and the end not found yet."""
         return "" if self._taken == self.total else super().left()
 
     def _readable(self) -> bool:

@@ -142,6 +142,11 @@ def queue(url: str) -> Iterator[str]:
     """A name for a queue that nobody has declared yet; it and its dead-letter queue are deleted afterwards."""
     name = f"test-{uuid.uuid4().hex[:12]}"
     yield name
+    delete_queues(url, name)
+
+
+def delete_queues(url: str, name: str) -> None:
+    """The queue and its dead letters."""
     with contextlib.closing(pika.BlockingConnection(pika.URLParameters(url))) as connection:
         channel = connection.channel()
         channel.queue_delete(name)

@@ -68,12 +68,17 @@ def until(holds: Callable[[], object]) -> None:
         time.sleep(0.02)
 
 
+def consumers(channel: Any, queue: str) -> int:
+    """How many consumers RabbitMQ counts."""
+    return int(channel.queue_declare(queue, passive=True).method.consumer_count)
+
+
 def take(channel: Any, queue: str, count: int) -> list[tuple[Any, pika.BasicProperties, bytes]]:
     """Exactly so many messages, which leave the queue: (method, properties, body). One too many fails.
 
     Nothing may be held by anybody any more, or about to come back: whoever consumed has to be gone.
     """
-    until(lambda: channel.queue_declare(queue, passive=True).method.consumer_count == 0)
+    until(lambda: consumers(channel, queue) == 0)
     until(lambda: ready(channel, queue) >= count)
     publish(channel, queue, b"the end")  # RabbitMQ gives back before it takes this
     got = list(iter(lambda: channel.basic_get(queue, auto_ack=True), (None, None, None)))
@@ -241,7 +246,7 @@ def test_several_workers_share_the_tasks(channel: Any, queue: str, run: Run) -> 
     workers = [run("worker.py", f"w-{n}", "--json", "--queue", queue) for n in range(3)]
     for worker in workers:
         worker.wait_event("connected")
-    until(lambda: channel.queue_declare(queue, passive=True).method.consumer_count == 3)
+    until(lambda: consumers(channel, queue) == 3)
     publish(channel, queue, *({"id": f"t-{n}", "complexity": 0.1} for n in range(9)))
     until(lambda: sum(len(worker.event_list("done")) for worker in workers) == 9)
     done = [[event["id"] for event in worker.event_list("done")] for worker in workers]

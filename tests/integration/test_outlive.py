@@ -20,7 +20,7 @@ from tareas.keep_alive import KeepAlive
 from tareas.local_broker import Node
 from tareas.ports import free
 from tests.faults.harness import SETTLED
-from tests.integration.test_contract import declare, publish, ready, take, told, until, work_arguments
+from tests.integration.test_contract import consumers, declare, publish, ready, take, told, until, work_arguments
 from tests.support import OPEN, Command, Run
 
 STATES = ("connected", "connection_lost", "cancelled", "returned", "refused", "blocked", "stopped", "finished")
@@ -190,7 +190,7 @@ def consuming(run: Run, channel: Any, url: str, queue: str, *options: object) ->
     """A worker to which RabbitMQ would send tasks."""
     worker = run("worker.py", "w", "--json", "--queue", queue, "--url", url, *options)
     worker.wait_event("connected")
-    until(lambda: channel.queue_declare(queue, passive=True).method.consumer_count == 1)
+    until(lambda: consumers(channel, queue) == 1)
     return worker
 
 

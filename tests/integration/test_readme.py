@@ -12,10 +12,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pika
 import pytest
 
 from tareas.local_broker import Node
+from tests.conftest import delete_queues
 from tests.readme import ENGLISH, blocks, commands, masked, shown
 from tests.support import ROOT, Run
 from tests.unit.test_help import call, examples
@@ -88,13 +88,19 @@ def test_dead_letters_are_listed_replayed_and_discarded_as_the_page_says(queue: 
     assert status.wait() == 0 and "1 ready, 0 consumers, 0 dead" in status.out
 
 
-def test_the_handler_of_the_page_does_its_tasks(queue: str, shell: dict[str, str], tmp_path: Path) -> None:
-    folder = tmp_path / "project"
-    folder.mkdir()
-    for script in ("producer.py", "worker.py"):
-        (folder / script).symlink_to(ROOT / script)
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """The project's, with the handler of the page in it and nothing else."""
+    made = tmp_path / "project"
+    made.mkdir()
+    for script in ("producer.py", "worker.py", "admin.py"):
+        (made / script).symlink_to(ROOT / script)
     (source,) = blocks(ENGLISH, "python")
-    (folder / "jobs.py").write_text(source)
+    (made / "jobs.py").write_text(source)
+    return made
+
+
+def test_the_handler_of_the_page_does_its_tasks(queue: str, shell: dict[str, str], folder: Path) -> None:
     for name, text in {"a.md": "one two", "b.md": "one two three"}.items():
         (folder / name).write_text(text)
     first = commands(ENGLISH).index("python worker.py --handler jobs:count_words --queue words --drain")
@@ -107,21 +113,15 @@ def test_the_handler_of_the_page_does_its_tasks(queue: str, shell: dict[str, str
 
 
 def test_several_machines_work_as_the_page_says(
-    killable: Node, shell: dict[str, str], tmp_path: Path, request: pytest.FixtureRequest
+    killable: Node, shell: dict[str, str], folder: Path, request: pytest.FixtureRequest
 ) -> None:
     """Its commands one after the other; the node stands for rabbit-1, a shell for all machines."""
     start = commands(ENGLISH).index("sudo rabbitmqctl add_user tareas SECRET")
     add_user, permit, export, produce, work, status, audit = commands(ENGLISH)[start : start + 7]
     request.addfinalizer(lambda: killable.ctl("delete_user", "tareas"))
-    request.addfinalizer(lambda: delete(killable, "words"))
+    request.addfinalizer(lambda: delete_queues(killable.url, "words"))
     for command in (add_user, permit):
         killable.ctl(*shlex.split(command)[2:])
-    folder = tmp_path / "project"
-    folder.mkdir()
-    for script in ("producer.py", "worker.py", "admin.py"):
-        (folder / script).symlink_to(ROOT / script)
-    (source,) = blocks(ENGLISH, "python")
-    (folder / "jobs.py").write_text(source)
     (folder / "a.md").write_text("one two")
     (folder / "tasks.jsonl").write_text('{"id": "a.md", "file": "a.md"}\n{"id": "none.md", "file": "none.md"}\n')
 
@@ -180,7 +180,7 @@ def test_rabbitmq_takes_the_settings_of_the_compose_files_and_the_rights_that_th
 
     node.ctl("add_user", "worker", "w-secret")
     request.addfinalizer(lambda: node.ctl("delete_user", "worker"))
-    request.addfinalizer(lambda: delete(node, "tareas_distribuidas"))
+    request.addfinalizer(lambda: delete_queues(node.url, "tareas_distribuidas"))
     names = r"tareas_distribuidas(\.dead)?"
     node.ctl("set_permissions", "worker", f"^{names}$", rf"^({names}|amq\.default)$", f"^{names}$")
     there = {"AMQP_URL": node.url.replace("guest:guest", "worker:w-secret")}
@@ -189,10 +189,3 @@ def test_rabbitmq_takes_the_settings_of_the_compose_files_and_the_rights_that_th
     worker = run("worker.py", "--drain", "--max-attempts", 2, "--retry-delay", 0, env=there)
     assert worker.wait() == 3 and "1 done, 2 failed, 1 dead-lettered" in worker.out
     assert run("admin.py", "replay", "--all", env=there).wait() == 0
-
-
-def delete(node: Node, queue: str) -> None:
-    """The queue and its dead letters."""
-    with pika.BlockingConnection(pika.URLParameters(node.url)) as connection:
-        for name in (queue, f"{queue}.dead"):
-            connection.channel().queue_delete(name)

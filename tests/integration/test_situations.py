@@ -7,7 +7,6 @@ met on a node of each version. TLS has its own, in test_tls.py; wrong calls are 
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,8 +18,9 @@ from tareas import broker
 from tareas.programs import Programs
 from tests import node_keeper
 from tests.faults.proxy import Proxy
+from tests.integration.test_contract import consumers, ready, until
 from tests.node_keeper import SECRET
-from tests.support import DEADLINE, OPEN, Command, Run
+from tests.support import OPEN, Command, Run
 
 NOT_IT = "s3cr3t-Pa66"  # near enough that a message with either would hold "s3cr3t"
 COMMANDS = {
@@ -267,10 +267,6 @@ def test_a_situation_that_rabbitmq_answers_with(command: str, row: Situation, an
 LINE = '{{"id": "task-{}", "complexity": 0}}\n'
 
 
-def ready(channel: Any, queue: str) -> int:
-    return int(channel.queue_declare(queue, passive=True).method.message_count)
-
-
 @pytest.mark.parametrize("how", ["a file", "a file as stdin"])
 def test_a_bad_line_17_of_a_file_publishes_nothing(
     how: str, channel: Any, queue: str, run: Run, tmp_path: Path
@@ -307,18 +303,14 @@ def test_a_bad_line_17_of_a_pipe_comes_after_16_confirmed_tasks(channel: Any, qu
     for words in ("producer.py: stdin, line 17: not JSON", "16 of the 16 tasks read are confirmed"):
         assert words in producer.err
     assert len(producer.event_list("confirmed")) == 16
-    until = time.monotonic() + DEADLINE
-    while ready(channel, queue) != 16:  # RabbitMQ counts a little late
-        assert time.monotonic() < until
+    until(lambda: ready(channel, queue) == 16)  # RabbitMQ counts a little late
 
 
 def test_a_queue_that_becomes_another_ends_a_worker(channel: Any, queue: str, run: Run) -> None:
     """Someone deletes the queue and declares a classic one of that name, while a worker consumes it."""
     worker = run("worker.py", "worker-1", "--queue", queue)
     worker.wait_for("connected")  # and then it consumes: before that, it would take the other queue for its own
-    until = time.monotonic() + DEADLINE
-    while channel.queue_declare(queue, passive=True).method.consumer_count != 1:
-        assert time.monotonic() < until
+    until(lambda: consumers(channel, queue) == 1)
     replace(channel, queue)
     words = [f"queue '{queue}' exists with other arguments", "use --queue NAME"]
     assert worker.wait() == 1 and worker.err.count("\n") == 1, worker.report()
@@ -343,9 +335,7 @@ def test_a_name_that_another_worker_has_is_no_hindrance(channel: Any, queue: str
     first, second = (run("worker.py", "worker-1", "--queue", queue) for _ in range(2))
     for each in (first, second):
         each.wait_for("connected")
-    until = time.monotonic() + DEADLINE
-    while channel.queue_declare(queue, passive=True).method.consumer_count != 2:
-        assert time.monotonic() < until
+    until(lambda: consumers(channel, queue) == 2)
     for each in (first, second):
         each.signal()
         assert each.wait() == 0 and each.err == "", each.report()

@@ -15,7 +15,7 @@ import pytest
 
 from tareas.local_broker import Node
 from tests.conftest import NOBODY
-from tests.integration.test_contract import declare, ids, publish, ready, take, until
+from tests.integration.test_contract import consumers, declare, ids, publish, ready, take, until
 from tests.support import DEADLINE, OPEN, ROOT, Command, Run
 
 REPEAT = 1.0  # seconds in which a second signal counts as the first
@@ -240,7 +240,7 @@ def test_a_stop_amid_short_tasks_uses_up_no_attempts(channel: Any, queue: str, r
         worker.stop()
         worker.ends(0, r"\d+ done, 0 failed, 0 dead-lettered")
         assert max(map(int, re.findall(r"REDELIVERED, attempt (\d+)", worker.command.out)), default=1) <= 2
-    until(lambda: channel.queue_declare(queue, passive=True).method.consumer_count == 0)
+    until(lambda: consumers(channel, queue) == 0)
     method, properties, _ = channel.basic_get(queue)
     assert method and used_up(properties) <= 1
 

@@ -367,6 +367,11 @@ def test_own_stdout_is_nobody_elses(closed: str, out: str, err: str) -> None:
     assert closed or done.stderr == err
 
 
+def test_own_stdout_does_not_take_the_number_of_a_closed_stderr() -> None:
+    done = program(PRINTS + "os.write(2, b'to stderr'); return 0", '"$@" 2>&-')
+    assert (done.returncode, done.stdout) == (0, "mine\n")
+
+
 def test_own_stdout_leaves_alone_what_is_no_file(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.own_stdout() is None
     print("as ever")

@@ -62,7 +62,7 @@ class Given:
         return self._fd
 
     def left(self) -> str:
-        return f"{len(self._steps)} more"
+        return f"{len(self._steps)} more" if self._steps else ""
 
 
 # -- a RabbitMQ that is none, behind what a producer uses of pika's SelectConnection
@@ -725,24 +725,20 @@ def test_a_stop_waits_for_the_confirms_of_what_is_on_its_way(signum: int, status
     assert played.journal.events[-1]["left"] == "1 more"
 
 
-def test_a_stop_says_what_is_left_and_that_something_before_it_may_be(play: Start) -> None:
-    def steps(rabbitmq: Connection) -> Iterator[None]:
-        rabbitmq.nack(1)
-        signal.raise_signal(signal.SIGINT)
-        yield
+def refuses_one_amid_a_stop(rabbitmq: Connection) -> Iterator[None]:
+    rabbitmq.nack(1)
+    signal.raise_signal(signal.SIGINT)
+    yield
 
-    played = play(Given(*items(2), None, item("t3"), fd=7), Connection(steps))
+
+def test_a_stop_says_what_is_left_and_that_something_before_it_may_be(play: Start) -> None:
+    played = play(Given(*items(2), None, item("t3"), fd=7), Connection(refuses_one_amid_a_stop))
     assert played.finished == (2, 1)
     assert played.journal.events[-1]["left"] == "1 more; unconfirmed before it: 1"
 
 
 def test_a_stop_publishes_nothing_more_not_even_again(play: Start) -> None:
-    def steps(rabbitmq: Connection) -> Iterator[None]:
-        rabbitmq.nack(1)
-        signal.raise_signal(signal.SIGINT)
-        yield
-
-    played = play(Given(*items(2)), Connection(steps))
+    played = play(Given(*items(2)), Connection(refuses_one_amid_a_stop))
     assert (played.again, played.told("confirmed")) == ([], ["t2"])
     assert (played.status, played.finished) == (130, (2, 1))
 
