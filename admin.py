@@ -27,6 +27,7 @@ from pika.exceptions import ChannelClosedByBroker
 
 from tareas import addresses, audit, broker, dead_letters, delivery, letter, management, reasons, status
 from tareas.cli import OUTPUT_FULL, Parser, Trouble, WrongCall, positive, quoted, run
+from tareas.events import Events
 
 say = functools.partial(print, flush=True)  # what is said of a letter is out before the next is touched
 
@@ -140,13 +141,16 @@ def list_dead(args: Namespace) -> int:
 
 def replay_dead(args: Namespace) -> int:
     """Publish, wait for the confirm, then acknowledge: killed at any point, no letter is lost."""
-    number = 0
+    number, events = 0, Events("admin", as_json=True)
     with opened(args) as (channel, _):
         channel.confirm_delivery()
         for each in dead_letters.chosen(channel, args.queue, args.ids):
             without = dead_letters.replay(channel, args.queue, each)
             note = f" (without {' and '.join(without)})" if without else ""
-            say(letter.in_json(each) if args.json else f"{each.id}  replayed{note}")
+            if args.json:
+                events.tell("replayed", id=each.task and each.id, letter=each.id, without=without)
+            else:
+                say(f"{each.id}  replayed{note}")
             number += 1
     if not args.json:
         say(f"{number:,} replayed")

@@ -1,11 +1,13 @@
 """From events to a verdict: what was confirmed, done, dead, lost, done twice.
 
 A promise is kept if every confirmed task is done, or in the dead-letter queue with a reason, or still in the queue.
-Logs alone don't show the queue: of a task that is in none of them they say "lost at most".
+Logs alone don't show the queue: of a task that is in none of them they say "lost at most". A dead letter that was
+replayed is a task again; it is dead only if it died more often than it was replayed.
 A task may be done twice (at-least-once), but never unannounced: RabbitMQ delivers each publication once without the
 flag `redelivered` (https://www.rabbitmq.com/docs/consumers), so of all deliveries of a task that were done, one at
-most may lack it, and one more for each time that the producer said `published again`. That rule counts and compares
-no times, so the clocks of several machines may differ; what counts is the order of one worker's own lines.
+most may lack it, and one more for each time that the producer said `published again` or admin.py `replayed`. These
+rules count and compare no times, so the clocks of several machines may differ; what counts is the order of one
+worker's own lines.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from tareas.events import printable
 
 SHOWN = 10  # ids that a line names
 OPENING = b'{"time": '  # of an event; nowhere inside of one: a text's quotes are escaped
-NEED_ID = {"published", "confirmed", "started", "done"}
+NEED_ID = {"published", "confirmed", "started", "done"}  # letters are replayed that have none
 ENDS_OF_A_START = {"failed", "discarded", "abandoned"}
 
 
@@ -47,6 +49,7 @@ class Verdict:
     done: int
     redelivered: int
     dead: int
+    replayed: int  # of those that died
     lost: list[str]  # confirmed, and neither done nor dead nor left in the queue, as far as that is known
     twice: list[str]  # done more than once
     unannounced: list[str]  # the part of `twice` that redelivery doesn't explain
@@ -55,6 +58,7 @@ class Verdict:
     done_and_dead: list[str]  # worker or broker died between done and ack in the last attempt, or a replay
     unconfirmed: list[str]  # done or dead: a producer died before it read the confirm, or its log is not here
     repeated: list[str]  # published as several tasks with one id: of those, one that is done or dead is enough here
+    heard: list[str]  # whose logs these are
     truncated: list[str]  # lines cut short ("worker.log line 7"): a process was killed amid them, or a disk full
     queue_known: bool  # whether anybody looked what is left in the queue
     hint: str = ""
@@ -67,10 +71,11 @@ class Verdict:
     def line(self) -> str:
         """`published 12, confirmed 12, done 12 (1 twice), redelivered 3, dead 0, lost 0`"""
         twice = f" ({len(self.twice)} twice)" if self.twice else ""
+        replayed = f" ({self.replayed} replayed)" if self.replayed else ""
         at_most = "at most " if self.lost and not self.queue_known else ""
         return (
             f"published {self.published}, confirmed {self.confirmed}, done {self.done}{twice}, "
-            f"redelivered {self.redelivered}, dead {self.dead}, lost {at_most}{len(self.lost)}"
+            f"redelivered {self.redelivered}, dead {self.dead}{replayed}, lost {at_most}{len(self.lost)}"
         )
 
     def problems(self) -> list[str]:
@@ -95,19 +100,24 @@ class Verdict:
             *_named("done or dead without a confirm (a producer was killed, or not all of its log is here)",
                     self.unconfirmed),
             *_named("cut short (a process was killed while it wrote, or its disk was full)", self.truncated),
+            *_named("these logs are of", self.heard),
         ]
 
 
 class _Task:
     """What is known of one id: a few numbers, so that a million of them fit in memory."""
 
-    __slots__ = ("again", "confirmed", "dead", "done", "plain", "published")
+    __slots__ = ("again", "confirmed", "deaths", "done", "plain", "published", "replayed")
 
     def __init__(self) -> None:
-        self.published = self.again = 0
-        self.confirmed = self.dead = False
+        self.published = self.again = self.deaths = self.replayed = 0
+        self.confirmed = False
         self.done = 0
         self.plain = 0  # those of `done` whose delivery was not flagged as redelivered
+
+    @property
+    def dead(self) -> bool:
+        return self.deaths > self.replayed
 
 
 def audit(events: Iterable[dict[str, Any]], left: Collection[str] | None = None) -> Verdict:
@@ -118,17 +128,22 @@ def audit(events: Iterable[dict[str, Any]], left: Collection[str] | None = None)
     tasks: dict[str, _Task] = {}
     open_starts: dict[tuple[str, str], bool] = {}  # (worker, id): redelivered
     redelivered = nameless = 0
+    heard: dict[str, None] = {}
     truncated: list[str] = []
     reasonless: dict[str, None] = {}
     unstarted: dict[str, None] = {}
     for event in events:
         word, task_id, who = event["event"], event.get("id"), event.get("who", "")
+        if who:
+            heard[who] = None
         if word == "truncated":
             truncated.append(f"{event['path']} line {event['line']}")
         if word == "dead_lettered":
             if not str(event.get("reason") or "").strip():
                 reasonless["(no id)" if task_id is None else task_id] = None
             nameless += task_id is None
+        elif word == "replayed":
+            nameless -= task_id is None
         if task_id is None:
             continue
         if word == "started":
@@ -136,7 +151,7 @@ def audit(events: Iterable[dict[str, Any]], left: Collection[str] | None = None)
             redelivered += open_starts[who, task_id]
         elif word in ENDS_OF_A_START:
             open_starts.pop((who, task_id), None)
-        elif word in ("published", "confirmed", "done", "dead_lettered"):
+        elif word in ("published", "confirmed", "done", "dead_lettered", "replayed"):
             task = tasks.setdefault(task_id, _Task())
             if word == "published":
                 task.published += 1
@@ -144,7 +159,9 @@ def audit(events: Iterable[dict[str, Any]], left: Collection[str] | None = None)
             elif word == "confirmed":
                 task.confirmed = True
             elif word == "dead_lettered":
-                task.dead = True
+                task.deaths += 1
+            elif word == "replayed":
+                task.replayed += 1
             else:
                 task.done += 1
                 announced = open_starts.pop((who, task_id), None)
@@ -153,14 +170,15 @@ def audit(events: Iterable[dict[str, Any]], left: Collection[str] | None = None)
                 task.plain += not announced
 
     in_queue = set(left or ())
-    unannounced = [i for i, task in tasks.items() if task.done > 1 and task.plain > 1 + task.again]
+    unannounced = [i for i, task in tasks.items() if task.plain > 1 + task.again + task.replayed]
     repeated = [i for i, task in tasks.items() if task.published - task.again > 1]
     return Verdict(
         published=sum(task.published > 0 for task in tasks.values()),
         confirmed=sum(task.confirmed for task in tasks.values()),
         done=sum(task.done > 0 for task in tasks.values()),
         redelivered=redelivered,
-        dead=nameless + sum(task.dead for task in tasks.values()),
+        dead=max(nameless, 0) + sum(task.dead for task in tasks.values()),
+        replayed=sum(task.replayed > 0 for task in tasks.values()),
         lost=[i for i, task in tasks.items()
               if task.confirmed and not task.done and not task.dead and i not in in_queue],
         twice=[i for i, task in tasks.items() if task.done > 1],
@@ -170,6 +188,7 @@ def audit(events: Iterable[dict[str, Any]], left: Collection[str] | None = None)
         done_and_dead=[i for i, task in tasks.items() if task.done and task.dead],
         unconfirmed=[i for i, task in tasks.items() if (task.done or task.dead) and not task.confirmed],
         repeated=repeated,
+        heard=list(heard),
         truncated=truncated,
         queue_known=left is not None,
         hint="" if set(repeated).isdisjoint(unannounced) else " (some were published as two tasks with one id)",

@@ -60,6 +60,8 @@ WORDS = {
     "cancelled": Word("cancelled", WARNING, "{reason}", ends=True),
     "stopped": Word("stopped", "bold", "{processed} done, {failed} failed, {dead_lettered} dead-lettered, "
                                        "busy {busy:.2f} s", ends=True),
+    # admin.py
+    "replayed": Word("replayed", "green", "{id}"),
 }  # fmt: skip
 
 _JSON: dict[type, Any] = {  # how a fact of this type reads; every other one as json.dumps has it

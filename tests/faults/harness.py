@@ -29,6 +29,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from pika.exceptions import ConnectionClosedByBroker
+
 from tareas import addresses, audit, broker, delivery
 from tareas.letter import DeadLetter, read
 from tests.faults import table
@@ -434,8 +436,11 @@ class Fleet:
         """A raw pika channel to the queue's RabbitMQ."""
         delivery.read_any_headers()
         connection, _ = broker.connect(addresses.parse(url or self.url), "test")
-        with contextlib.closing(connection):
+        try:
             yield connection.channel()
+        finally:
+            if connection.is_open:
+                connection.close()
 
     @property
     def version(self) -> str:
@@ -471,9 +476,15 @@ class Fleet:
         return self._messages(broker.dead(self.queue))
 
     def _messages(self, queue: str) -> list[DeadLetter]:
-        with self.channel() as channel:
-            got = iter(lambda: channel.basic_get(queue), (None, None, None))
-            return [read(0, properties, body or b"") for _, properties, body in got]
+        until = time.monotonic() + DEADLINE
+        while True:
+            try:
+                with self.channel() as channel:
+                    got = iter(lambda: channel.basic_get(queue), (None, None, None))
+                    return [read(0, properties, body or b"") for _, properties, body in got]
+            except ConnectionClosedByBroker as error:
+                if error.reply_code != 541 or time.monotonic() > until:  # a queue amid an election does not answer
+                    raise
 
     def ends(self, row: str, *, tasks: int | None = None) -> Ending:
         """Wait until all is settled, stop the workers, ask RabbitMQ what is left, audit; then a line of the table.

@@ -117,7 +117,7 @@ def test_several_machines_work_as_the_page_says(
 ) -> None:
     """Its commands one after the other; the node stands for rabbit-1, a shell for all machines."""
     start = commands(ENGLISH).index("sudo rabbitmqctl add_user tareas SECRET")
-    add_user, permit, export, produce, work, status, audit = commands(ENGLISH)[start : start + 7]
+    add_user, permit, export, produce, work, status, audit, replay = commands(ENGLISH)[start : start + 8]
     request.addfinalizer(lambda: killable.ctl("delete_user", "tareas"))
     request.addfinalizer(lambda: delete_queues(killable.url, "words"))
     for command in (add_user, permit):
@@ -135,9 +135,15 @@ def test_several_machines_work_as_the_page_says(
 
     typed_there(produce, 0)
     assert typed_there(status, 0).stdout.startswith("words: 2 ready")
-    assert typed_there(audit.replace(" worker-*.log", ""), 1).stdout.splitlines()[0].endswith("lost at most 2")
-    typed_there(work.replace(" >>", " --drain --retry-delay 0.1 >>"), 3)
+    assert typed_there(audit.replace("*.log", "producer.log"), 1).stdout.splitlines()[0].endswith("lost at most 2")
+    drain = work.replace(" >>", " --drain --retry-delay 0.1 >>")
+    typed_there(drain, 3)
     assert typed_there(audit, 0).stdout.splitlines()[0].endswith("done 1, redelivered 4, dead 1, lost 0")
+    typed_there(replay, 0)
+    assert typed_there(audit, 1).stdout.splitlines()[0].endswith("dead 0 (1 replayed), lost at most 1")
+    (folder / "none.md").write_text("three")
+    typed_there(drain, 0)
+    assert typed_there(audit, 0).stdout.splitlines()[0].endswith("done 2, redelivered 4, dead 0 (1 replayed), lost 0")
 
 
 def test_the_examples_of_help_work_when_pasted(queue: str, run: Run, shell: dict[str, str]) -> None:

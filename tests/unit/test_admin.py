@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from pika.exceptions import NackError, UnroutableError
 
 import admin
-from tareas import addresses, broker, cli, dead_letters, delivery, management, status
+from tareas import addresses, audit, broker, cli, dead_letters, delivery, management, status
 from tareas.letter import LATEST, in_json, in_words, read
 from tareas.task import MAX_BYTES, InvalidTask, decode, encode
 
@@ -285,6 +285,16 @@ def test_a_replay_publishes_before_it_acknowledges_each(on: Any, capsys: Any) ->
     settled = [("publish", "a"), ("ack", 1), ("publish", "b"), ("ack", 2)]
     assert channel.log == [("confirms",), *settled, ("end",)]
     assert capsys.readouterr().out.split("\n") == ["a  replayed", "b  replayed", "2 replayed", ""]
+
+
+def test_a_replay_in_json_is_an_event_a_letter_for_the_audit(on: Any, capsys: Any, tmp_path: Any) -> None:
+    assert on(Channel(["a", "b"]), "replay", "--all", "--json") == 0
+    (tmp_path / "log").write_text(capsys.readouterr().out)
+    first, second = audit.read([tmp_path / "log"])
+    assert first.pop("time") and first == {
+        "event": "replayed", "who": "admin", "id": "a", "letter": "a", "without": []
+    }  # fmt: skip
+    assert second["id"] == "b"
 
 
 def test_a_replay_by_name_takes_every_letter_of_that_name_and_no_other(on: Any) -> None:

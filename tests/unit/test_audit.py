@@ -39,6 +39,10 @@ def dead(task_id: str | None, reason: str | None = "it always fails", who: str =
     return {"time": 1.0, "event": "dead_lettered", "who": who, "id": task_id, "attempt": 5, "reason": reason}
 
 
+def replayed(task_id: str | None) -> Event:
+    return {"time": 1.0, "event": "replayed", "who": "admin", "id": task_id}
+
+
 def log(path: Path, events: list[Event], end: bytes = b"") -> Path:
     path.write_bytes("".join(json.dumps(e) + "\n" for e in events).encode() + end)
     return path
@@ -50,7 +54,7 @@ def log(path: Path, events: list[Event], end: bytes = b"") -> Path:
 def test_a_task_that_is_confirmed_and_done_once_is_fine() -> None:
     verdict = audit([*published("a"), started("a"), done("a")])
 
-    assert verdict.fine and verdict.problems() == [] and verdict.notes() == []
+    assert verdict.fine and verdict.problems() == [] and verdict.notes() == ["these logs are of: producer, w1"]
     assert verdict.line() == "published 1, confirmed 1, done 1, redelivered 0, dead 0, lost 0"
 
 
@@ -107,6 +111,44 @@ def test_done_and_dead_is_said() -> None:
 
 def test_dead_letters_without_an_id_count_one_by_one() -> None:
     assert audit([dead(None), dead(None), dead("a"), dead("a")]).dead == 3
+
+
+def test_a_replayed_letter_is_a_task_again_until_it_is_done_or_dies_again() -> None:
+    story = [*published("a"), dead("a"), replayed("a")]
+
+    assert audit(story, left=["a"]).fine and audit(story, left=[]).lost == ["a"]
+    assert audit(story).line() == (
+        "published 1, confirmed 1, done 0, redelivered 0, dead 0 (1 replayed), lost at most 1"
+    )
+    ended = audit([*story, started("a"), done("a")])
+    assert ended.fine and ended.done_and_dead == []
+    assert ended.line() == "published 1, confirmed 1, done 1, redelivered 0, dead 0 (1 replayed), lost 0"
+    again = audit([*story, dead("a")])
+    assert again.fine and again.line().endswith("dead 1 (1 replayed), lost 0")
+
+
+def test_a_replay_counts_whatever_order_the_logs_come_in() -> None:
+    assert audit([replayed("a"), dead("a"), *published("a")]).lost == ["a"]
+
+
+def test_a_task_that_was_replayed_may_be_done_once_more_without_the_flag() -> None:
+    before = [*published("a"), started("a"), done("a"), started("a", "w2", True), dead("a", who="w2")]
+
+    assert audit([*before, replayed("a"), started("a"), done("a")]).fine
+    assert audit([*before, started("a"), done("a")]).unannounced == ["a"]
+
+
+def test_replayed_letters_without_an_id_are_counted_off() -> None:
+    assert audit([dead(None), dead(None), replayed(None)]).dead == 1
+    assert audit([replayed(None)]).dead == 0  # what RabbitMQ dead-lettered itself is in no log
+
+
+def test_whose_logs_were_read_is_said() -> None:
+    events = [*published("a"), *(e for n in range(12) for e in (started("a", f"w{n}", n > 0), done("a", f"w{n}")))]
+
+    assert audit(events).notes()[-1] == (
+        "these logs are of: producer, w0, w1, w2, w3, w4, w5, w6, w7, w8 and 3 more"
+    )
 
 
 # -- what is not
@@ -312,20 +354,27 @@ def histories(draw: st.DrawFn) -> tuple[list[str], list[Event]]:
     lines: dict[str, list[Event]] = {}
     for task_id in ids:
         lines.setdefault("producer", []).extend(published(task_id))
-        redelivered = False
-        for way in draw(st.lists(st.sampled_from(WAYS), max_size=3)):
+        for last in (False, True):
+            redelivered = False
+            for way in draw(st.lists(st.sampled_from(WAYS), max_size=3)):
+                who = draw(st.sampled_from(["w1", "w2", "w3"]))
+                lines.setdefault(who, []).append(started(task_id, who, redelivered))
+                if way == "requeued":
+                    lines[who] += [event("failed", task_id, who), event("requeued", task_id, who)]
+                elif way == "abandoned":
+                    lines[who].append(event("abandoned", task_id, who))
+                elif way == "killed before ack":
+                    lines[who].append(done(task_id, who))
+                redelivered = True
             who = draw(st.sampled_from(["w1", "w2", "w3"]))
             lines.setdefault(who, []).append(started(task_id, who, redelivered))
-            if way == "requeued":
-                lines[who] += [event("failed", task_id, who), event("requeued", task_id, who)]
-            elif way == "abandoned":
-                lines[who].append(event("abandoned", task_id, who))
-            elif way == "killed before ack":
+            if draw(st.booleans()):
                 lines[who].append(done(task_id, who))
-            redelivered = True
-        who = draw(st.sampled_from(["w1", "w2", "w3"]))
-        lines.setdefault(who, []).append(started(task_id, who, redelivered))
-        lines[who].append(done(task_id, who) if draw(st.booleans()) else dead(task_id, who=who))
+                break
+            lines[who].append(dead(task_id, who=who))
+            if last or not draw(st.booleans()):
+                break
+            lines.setdefault("admin", []).append(replayed(task_id))
     return ids, list(mixed(lines, draw(st.randoms(use_true_random=False))))
 
 

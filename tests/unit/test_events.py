@@ -64,6 +64,7 @@ EXAMPLES: list[tuple[str, dict[str, Any], str]] = [
     ("cancelled", {"reason": "the queue was deleted"}, "cancelled the queue was deleted"),
     ("stopped", {"processed": 12, "failed": 1, "dead_lettered": 0, "busy": 8.3},
      "stopped   12 done, 1 failed, 0 dead-lettered, busy 8.30 s"),
+    ("replayed", {"id": "task-0003"}, "replayed  task-0003"),
 ]  # fmt: skip
 
 
