@@ -125,6 +125,13 @@ def test_one_node_and_three_workers(project: Project, run: Run) -> None:
     assert_nothing_lost(project, producers)
     assert project.ready(port) == project.ready(port, f"{QUEUE}.dead") == 0
 
+    # RABBITMQ_BIND lets other machines in: 127.0.0.2 stands for this machine's address there
+    project.environment["RABBITMQ_BIND"] = "127.0.0.2"
+    project.compose("up", "-d", "--scale", "worker=3")
+    until(lambda: project.states("rabbitmq") == ["running healthy"], "RabbitMQ is healthy at another address")
+    publish(run, project.url(port).replace("@127.0.0.1:", "@127.0.0.2:"), tasks("c", 10))
+    until(lambda: len(settled(project)) == 142, "all tasks are done")
+
 
 @pytest.mark.parametrize("project", ["compose.cluster.yml"], indirect=True)
 def test_three_nodes_and_three_workers(project: Project, run: Run) -> None:
