@@ -34,9 +34,9 @@ MAX_REST = 30.0  # seconds between two attempts
 DRAINED_WITH_DEAD = 3
 # What the first signal finds, and what it will do with it.
 NOTHING = "nothing in hand"
-WORKING = "finishing the task in hand; once more gives it back at once"
+WORKING = "finishing the task in hand; once more after a second gives it back"
 RESTING = "the task that rests goes back at once"
-DYING = "waiting until the dead letter is confirmed; once more gives the task back"
+DYING = "waiting until the dead letter is confirmed; once more after a second gives the task back"
 
 
 class Worker:
@@ -78,7 +78,7 @@ class Worker:
         self.events = events or Events(worker_id)
         self.tell = self.events.tell
         self.stopping = Stopping(self._say_stopping, grace)
-        self.keep_alive = KeepAlive()
+        self.keep_alive = KeepAlive(self._say_lost)
         self.rests = Rests(self.tell)
         self.attempt = 1  # of the task in hand
         self._in_hand = NOTHING
@@ -138,7 +138,8 @@ class Worker:
                 if reasons.is_denied(error) and not self._ever:
                     close(self._connection)
                     raise reasons.Denied(reason) from None
-                self.tell("connection_lost", reason=reason)
+                if error is not self.keep_alive.lost:  # else it was told at once, amid the task
+                    self.tell("connection_lost", reason=reason)
                 close(self._connection)  # the channel alone may be gone: RabbitMQ would keep our task for it
             except (reasons.Unreachable, reasons.Denied) as error:
                 # A broker that comes back may not know its users yet: once we have consumed nothing is final.
@@ -320,6 +321,9 @@ class Worker:
         return self.keep_alive.lost is not None or not ch.is_open or ended
 
     # -- what it says
+
+    def _say_lost(self, error: Exception) -> None:
+        self.tell("connection_lost", reason=reasons.explain(error, self._address))
 
     def _say_stopped(self) -> None:
         self.tell(

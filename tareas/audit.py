@@ -4,10 +4,9 @@ A promise is kept if every confirmed task is done, or in the dead-letter queue w
 Logs alone don't show the queue: of a task that is in none of them they say "lost at most". A dead letter that was
 replayed is a task again; it is dead only if it died more often than it was replayed.
 A task may be done twice (at-least-once), but never unannounced: RabbitMQ delivers each publication once without the
-flag `redelivered` (https://www.rabbitmq.com/docs/consumers), so of all deliveries of a task that were done, one at
-most may lack it, and one more for each time that the producer said `published again` or admin.py `replayed`. These
-rules count and compare no times, so the clocks of several machines may differ; what counts is the order of one
-worker's own lines.
+flag `redelivered` (https://www.rabbitmq.com/docs/consumers), so of all deliveries of a task that were done, no more may
+lack it than the times that the producer said `published` and admin.py `replayed`. These rules count and compare no
+times, so the clocks of several machines may differ; what counts is the order of one worker's own lines.
 """
 
 from __future__ import annotations
@@ -61,7 +60,6 @@ class Verdict:
     heard: list[str]  # whose logs these are
     truncated: list[str]  # lines cut short ("worker.log line 7"): a process was killed amid them, or a disk full
     queue_known: bool  # whether anybody looked what is left in the queue
-    hint: str = ""
 
     @property
     def fine(self) -> bool:
@@ -87,7 +85,7 @@ class Verdict:
             lost += f"is not here{cut})"
         return [
             *_named(lost, self.lost),
-            *_named("done twice, and not announced as redelivered" + self.hint, self.unannounced),
+            *_named("done twice, and not announced as redelivered", self.unannounced),
             *_named("dead without a reason", self.reasonless),
             *_named("done by a worker that had not started it", self.unstarted),
         ]
@@ -170,8 +168,6 @@ def audit(events: Iterable[dict[str, Any]], left: Collection[str] | None = None)
                 task.plain += not announced
 
     in_queue = set(left or ())
-    unannounced = [i for i, task in tasks.items() if task.plain > 1 + task.again + task.replayed]
-    repeated = [i for i, task in tasks.items() if task.published - task.again > 1]
     return Verdict(
         published=sum(task.published > 0 for task in tasks.values()),
         confirmed=sum(task.confirmed for task in tasks.values()),
@@ -182,16 +178,15 @@ def audit(events: Iterable[dict[str, Any]], left: Collection[str] | None = None)
         lost=[i for i, task in tasks.items()
               if task.confirmed and not task.done and not task.dead and i not in in_queue],
         twice=[i for i, task in tasks.items() if task.done > 1],
-        unannounced=unannounced,
+        unannounced=[i for i, task in tasks.items() if task.plain > max(task.published, 1) + task.replayed],
         reasonless=list(reasonless),
         unstarted=list(unstarted),
         done_and_dead=[i for i, task in tasks.items() if task.done and task.dead],
         unconfirmed=[i for i, task in tasks.items() if (task.done or task.dead) and not task.confirmed],
-        repeated=repeated,
+        repeated=[i for i, task in tasks.items() if task.published - task.again > 1],
         heard=list(heard),
         truncated=truncated,
         queue_known=left is not None,
-        hint="" if set(repeated).isdisjoint(unannounced) else " (some were published as two tasks with one id)",
     )
 
 

@@ -37,8 +37,8 @@ WARNING = "black on yellow"  # to be seen on dark grounds and on light ones, whe
 
 WORDS = {
     # producer and worker
-    "connected": Word("connected", "bold", "to {address}"),
-    "connection_lost": Word("cut off", WARNING, "{reason}", ends=True),
+    "connected": Word("connected", "bold", "to {address}", ends=True),
+    "connection_lost": Word("cut off", WARNING, "{reason}"),  # the task goes on
     "waiting": Word("waiting", "bold", "trying again in {seconds:.2f} s{because}", ends=True),
     "blocked": Word("blocked", WARNING, "RabbitMQ takes nothing for now: {reason}"),
     "unblocked": Word("unblocked", "bold", "RabbitMQ takes tasks again"),
@@ -166,6 +166,8 @@ class Events:
             self._screen.show(WORDS[word], text)
             if word == "started":
                 self._screen.running(self._shown(facts["id"]), facts.get("complexity"))
+            elif word == "waiting":
+                self._screen.running("", None, *WORDS[word][:2])
 
     def _as_json(self, word: str, facts: dict[str, Any]) -> str:
         """`{"time": 1764050000.123, "event": "done", "who": "worker-1", "id": "task-0003", ...}` and a newline.
@@ -183,7 +185,7 @@ class Events:
             shown["id"] = shown.get("message_id") or "a task without an id"
         shown["again"] = " again" if facts.get("again") else ""
         again = facts.get("redelivered")
-        shown["loud"] = f" REDELIVERED, attempt {facts['attempt']}: lost or failed before" if again else ""
+        shown["loud"] = f" REDELIVERED, attempt {facts['attempt']}: not acknowledged before" if again else ""
         shown["left"] = f"; not published: {shown['left']}" if "left" in facts else ""
         reason = facts.get("reason")
         shown["because"] = f": {shown['reason']}" if reason and reason != self._last_reason else ""  # once is enough

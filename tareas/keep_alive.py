@@ -6,6 +6,7 @@ import contextlib
 import signal
 import threading
 import time
+from collections.abc import Callable
 from types import TracebackType
 
 import pika
@@ -27,12 +28,15 @@ class KeepAlive:
     the connection is never used by two threads at once: the helper thread serves it only inside the `with` block,
     where its owner leaves it alone, and the end of the block waits for the lock. Short tasks never meet the helper:
     it looks once a turn, and passes by a block that is younger than that.
+
+    on_lost: called once with what ended the connection, from either thread; an OSError of its own is dropped.
     """
 
     TURN = 1.0  # seconds between two services; a quarter of the heartbeat when that is less
 
-    def __init__(self) -> None:
+    def __init__(self, on_lost: Callable[[Exception], None] = lambda error: None) -> None:
         self.lost: Exception | None = None
+        self._on_lost = on_lost
         self._connection: pika.BlockingConnection | None = None
         self._turn = self.TURN
         self._since: float | None = None
@@ -98,3 +102,5 @@ class KeepAlive:
             self._connection.process_data_events(0)
         except Exception as error:  # whatever it is, it ends this connection, not the helper
             self.lost = error
+            with contextlib.suppress(OSError):  # its next event will raise it where somebody hears it
+                self._on_lost(error)

@@ -25,6 +25,7 @@ from tareas.ports import HOST, Claim, NodeTrouble, free, greet
 from tareas.programs import Programs, ctl
 
 BOOT = 120.0  # seconds: 3 on an idle machine, 15 and more on a busy one
+MANAGEMENT = 10_000  # from RabbitMQ's port to that of its management page: 5672, 15672
 
 
 class Node:
@@ -68,10 +69,11 @@ class Node:
         return claim.port
 
     def _management_port(self, port: int | None) -> int:
-        """RabbitMQ's own, 15672, for a node that is at a port of the caller's choice; if nobody has it."""
-        if port and free(15672):
+        """15672 beside 5672, as RabbitMQ has them, 15673 beside 5673, and so on; any where that one is taken."""
+        beside = (port or 0) + MANAGEMENT
+        if port and beside <= 65535 and free(beside):
             with contextlib.suppress(NodeTrouble):  # another node of ours that is about to have it
-                return self._claim(15672)
+                return self._claim(beside)
         return self._claim()
 
     def __enter__(self) -> "Node":

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from tareas.cli import Parser, Trouble, positive, run
 from tareas.docker_broker import IMAGE, PORT, DockerBroker, call, docker_answers
-from tareas.local_broker import Node
+from tareas.local_broker import MANAGEMENT, Node
 from tareas.ports import greet
 from tareas.programs import Programs, find_programs
 
@@ -135,7 +135,9 @@ def serve(port: int, folder: Path) -> int:
             print(f"RabbitMQ {greet(port) or ''} is ready at localhost:{port} (RabbitMQ's default user).")
             if isinstance(broker, Node):
                 if broker.management_url:
-                    print(f"Its management page: {broker.management_url}")
+                    moved = broker.management_port != port + MANAGEMENT
+                    note = f" ({port + MANAGEMENT} is taken)" if moved else ""
+                    print(f"Its management page: {broker.management_url}{note}")
                 print(f"Its data stays in {os.path.relpath(folder)}, its log is in {os.path.relpath(broker.log)}.")
             print("Ctrl+C stops it.", flush=True)
             try:

@@ -79,16 +79,16 @@ class Screen:
         line.no_wrap, line.overflow = True, "ignore"
         return line
 
-    def running(self, task: str, complexity: float | None, label: str = "running") -> None:
-        """From now on the line shows this task (printable id) and its seconds; a bar if it is known how many it will
-        take."""
+    def running(self, task: str, complexity: float | None, label: str = "running", style: str = "cyan") -> None:
+        """From now on the line shows this task (printable id; may be empty) and its seconds; a bar if it is known how
+        many it will take."""
         began = time.monotonic()
 
         def draw() -> Text:
             seconds = time.monotonic() - began
             if not complexity:
-                return self._line(label, "cyan", task, f"{seconds:.1f} s", None)
-            return self._line(label, "cyan", task, f"{seconds:.1f} of {complexity:.1f} s", seconds / complexity)
+                return self._line(label, style, task, f"{seconds:.1f} s", None)
+            return self._line(label, style, task, f"{seconds:.1f} of {complexity:.1f} s", seconds / complexity)
 
         self._live, self._since = draw, began
         if self._ticker is None:

@@ -144,7 +144,7 @@ def test_the_task_in_hand_is_finished_and_acknowledged(
 ) -> None:
     worker = holding(how)
     worker.stop()
-    worker.says("stopping .*: finishing the task in hand; once more gives it back at once")
+    worker.says("stopping .*: finishing the task in hand; once more after a second gives it back")
     release()
     worker.says("done +first")
     worker.ends(0, "1 done, 0 failed, 0 dead-lettered")

@@ -212,11 +212,20 @@ class Connection:
 
 
 class KeepAlive:
-    """Stands for the thread that serves the connection: `inside` while it would, `lost` when a test says so."""
+    """Stands for the class and its only object, the thread that serves the connection: `inside` while it would."""
 
     def __init__(self) -> None:
         self.inside = False
         self.lost: Exception | None = None
+
+    def __call__(self, on_lost: Callable[[Exception], None]) -> KeepAlive:
+        self._on_lost = on_lost
+        return self
+
+    def lose(self, error: Exception) -> None:
+        """The connection ends while the thread serves it."""
+        self.lost = error
+        self._on_lost(error)
 
     def serve(self, connection: object, heartbeat: float) -> None:
         self.lost = None

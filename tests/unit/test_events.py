@@ -46,7 +46,7 @@ EXAMPLES: list[tuple[str, dict[str, Any], str]] = [
     ("finished", {"published": 12, "confirmed": 11, "seconds": 0.5}, "finished  11 of 12 confirmed in 0.50 s"),
     ("started", {"id": "task-0003", "attempt": 1, "redelivered": False}, "started   task-0003"),
     ("started", {"id": "task-0003", "attempt": 2, "redelivered": True},
-     "started   task-0003 REDELIVERED, attempt 2: lost or failed before"),
+     "started   task-0003 REDELIVERED, attempt 2: not acknowledged before"),
     ("done", {"id": "task-0003", "attempt": 1, "seconds": 0.613}, "done      task-0003 in 0.61 s"),
     ("failed", {"id": "task-0003", "attempt": 2, "error": "ValueError: no", "seconds": 0.1},
      "failed    task-0003 in attempt 2, after 0.10 s: ValueError: no"),
@@ -356,9 +356,8 @@ def test_a_terminal_shows_every_word_in_the_colour_of_its_kind(terminal: Termina
     terminal.end()
 
     colours: dict[str, set[str]] = {}
-    for line in terminal.raw.split("\r\n"):
-        if found := re.search(r"worker-1  (\x1b\[[0-9;]+m)(.{9})", line):
-            colours.setdefault(found[2].strip("\x1b "), set()).add(found[1])
+    for found in re.finditer(r"worker-1  (\x1b\[[0-9;]+m)(.{9})", terminal.raw):
+        colours.setdefault(found[2].strip("\x1b "), set()).add(found[1])
     assert len(colours) == len(WORDS) and all(len(styles) == 1 for styles in colours.values()), "steady"
     assert colours["done"] == {"\x1b[32m"} and colours["failed"] == {"\x1b[31m"}
     assert re.search(r"\x1b\[[0-9;]*7[0-9;]*mREDELIVERED, attempt 2\x1b\[0m", terminal.raw), "loud"
@@ -443,7 +442,7 @@ def test_a_dumb_terminal_gets_plain_lines(terminal: Terminal, monkeypatch: pytes
     events.close()
     terminal.end()
 
-    assert terminal.raw == "worker-1  started   task-1 REDELIVERED, attempt 2: lost or failed before\r\n"
+    assert terminal.raw == "worker-1  started   task-1 REDELIVERED, attempt 2: not acknowledged before\r\n"
     assert events._screen is None, "nothing that would redraw a line later"
 
 
@@ -473,7 +472,15 @@ def test_a_running_task_has_a_bar_and_leaves_nothing_behind(terminal: Terminal) 
     ]
 
 
-@pytest.mark.parametrize("word", ["done", "failed", "dead_lettered", "discarded", "abandoned", "connection_lost"])
+def test_a_terminal_shows_how_long_there_is_no_connection(terminal: Terminal) -> None:
+    events = Events("worker-1", stream=terminal.stream)
+    events.tell("waiting", seconds=0.25, reason="nobody listens")
+    terminal.wait(lambda t: bool(re.fullmatch(r"worker-1  waiting +\d+\.\d s", t.rows()[-1])))
+    events.tell("connected", address="localhost")
+    terminal.wait(lambda t: t.rows()[-2:] == ["worker-1  connected to localhost", ""])
+
+
+@pytest.mark.parametrize("word", ["done", "failed", "dead_lettered", "discarded", "abandoned", "waiting"])
 def test_the_bar_ends_with_the_task(terminal: Terminal, word: str) -> None:
     events = Events("worker-1", stream=terminal.stream)
     events.tell("started", id="task-1", attempt=1, redelivered=False)

@@ -200,6 +200,30 @@ def test_a_lost_connection_is_remembered_and_not_touched_again_and_the_next_one_
     assert (first.served, second.served) == (["keep-alive"], ["keep-alive"])
 
 
+def test_a_loss_is_told_once_at_once_and_outlives_an_output_that_takes_nothing(clock: Clock) -> None:
+    cable, told = ConnectionResetError("the cable"), list[Exception]()
+
+    def broken() -> None:
+        raise cable
+
+    def tell(error: Exception) -> None:
+        told.append(error)
+        raise BrokenPipeError
+
+    alive = KeepAlive(tell)
+    alive.serve(Connection(broken), 20.0)
+    with alive:
+        clock.go_on(1)
+        assert told == [cable]
+        clock.go_on(3)
+    assert told == [cable] and alive.lost is cable
+    healthy = Connection()
+    alive.serve(healthy, 20.0)
+    with alive:
+        clock.go_on(1)
+    assert healthy.served == ["keep-alive"]
+
+
 def test_a_task_that_runs_while_its_connection_is_replaced_is_none_of_the_next_ones(clock: Clock) -> None:
     connection = Connection()
     alive = serving(Connection())

@@ -30,7 +30,7 @@ from tests.unit.fakes import (
     no_such_queue,
     stop,
 )
-from worker import Worker
+from worker import WORKING, Worker
 
 DEADLINE = 30.0  # seconds that no test comes near
 LAST = Delivery(redelivered=True, headers={"x-delivery-count": 4})  # attempt 5 of 5
@@ -56,8 +56,8 @@ class Bench:
         """Start a worker that finds these when it connects; the exit status."""
         hand_out(self._monkeypatch, *outcomes)
         events = Events("w", as_json=True, stream=self.journal.stream)
+        self._monkeypatch.setattr("worker.KeepAlive", self.keep_alive)
         self.worker = kind("w", queue="q", handler=handler, events=events, **options)
-        self._monkeypatch.setattr(self.worker, "keep_alive", self.keep_alive)
         self._monkeypatch.setattr(self.worker.stopping, "rest", self._rest)
         self._monkeypatch.setattr("random.uniform", lambda least, most: most)  # rests before connecting again
         return self.worker.start()
@@ -201,7 +201,7 @@ def test_how_a_delivery_is_settled(row: Row, bench: Bench) -> None:
 
 
 def serving_fails(bench: Bench) -> None:
-    bench.keep_alive.lost = StreamLostError("the cable")
+    bench.keep_alive.lose(StreamLostError("the cable"))
 
 
 def channel_closes(bench: Bench) -> None:
@@ -215,12 +215,18 @@ def consumer_is_cancelled(bench: Bench) -> None:
 LOSSES = [serving_fails, channel_closes, consumer_is_cancelled]
 
 
-def lost(happens: Callable[[Bench], object] = serving_fails) -> list[str]:
-    """How a loss is told; what is still open of the connection is closed: RabbitMQ would keep our task for it."""
-    return ["connection_lost" if happens is serving_fails else "cancelled", "close connection"]
+def meanwhile(happens: Callable[[Bench], object]) -> list[str]:
+    """What is told as it happens, amid a task or a rest."""
+    return ["connection_lost"] if happens is serving_fails else []
 
 
-def anew(happens: Callable[[Bench], object] = serving_fails) -> list[str]:
+def lost(happens: Callable[[Bench], object]) -> list[str]:
+    """How any other loss is told; what is still open of the connection is closed: RabbitMQ would keep our task for
+    it."""
+    return [*([] if happens is serving_fails else ["cancelled"]), "close connection"]
+
+
+def anew(happens: Callable[[Bench], object]) -> list[str]:
     """The loss, and the next connection."""
     return [*lost(happens), "waiting", "rest 0.25, unserved", "declare q.dead", "declare q", "prefetch 1", "connected",
             "consume q as w"]
@@ -240,7 +246,8 @@ def test_a_task_whose_connection_is_lost_while_it_runs_is_discarded_and_never_se
 
     bench.run(handler, bench.connection(LAST), bench.connection(Delivery(b'{"id": "b"}')))
     failed = [] if fate is fine else ["failed"]
-    assert bench.journal.story() == ["started", *failed, "discarded", *anew(happens), "started", "done", "ack"]
+    assert bench.journal.story() == ["started", *meanwhile(happens), *failed, "discarded", *anew(happens), "started",
+                                     "done", "ack"]
     assert bench.journal.told("discarded")["id"] == "a"
     assert bench.counts() == (1, len(failed), 0)
 
@@ -249,15 +256,19 @@ def test_a_task_whose_connection_is_lost_while_it_runs_is_discarded_and_never_se
 def test_a_task_whose_connection_is_lost_while_the_worker_rests_is_not_given_back(
     happens: Callable[[Bench], object], bench: Bench
 ) -> None:
-    bench.while_resting = lambda: happens(bench)
+    def once() -> None:
+        bench.while_resting = lambda: None
+        happens(bench)
+
+    bench.while_resting = once
     bench.run(lambda task: fails(bench, task), bench.connection(Delivery()), bench.connection())
-    assert bench.journal.story() == ["started", "failed", "rest 1", *anew(happens)]
+    assert bench.journal.story() == ["started", "failed", "rest 1", *meanwhile(happens), *anew(happens)]
 
 
 def test_a_connection_lost_while_the_dead_letter_waits_for_its_confirm_keeps_the_task(bench: Bench) -> None:
     first = bench.connection(LAST, troubles=[StreamLostError("the cable")])
     bench.run(lambda task: fails(bench, task), first, bench.connection())
-    assert bench.journal.story() == ["started", "failed", "dead letter sent", *anew()]
+    assert bench.journal.story() == ["started", "failed", "dead letter sent", "connection_lost", *anew(serving_fails)]
     assert bench.counts() == (0, 1, 0)
 
 
@@ -299,7 +310,7 @@ def test_a_stopped_worker_whose_connection_is_lost_ends_without_another(
         happens(bench)
 
     assert bench.run(handler, bench.connection(Delivery())) == 0
-    assert bench.journal.story() == ["started", "stopping", "discarded", *lost(happens)]
+    assert bench.journal.story() == ["started", "stopping", *meanwhile(happens), "discarded", *lost(happens)]
 
 
 def test_what_a_stopped_worker_is_sent_goes_back_untouched(bench: Bench) -> None:
@@ -384,7 +395,7 @@ def test_the_first_signal_says_what_it_finds_in_hand(bench: Bench) -> None:
     def stops(task: object) -> None:
         signal.raise_signal(signal.SIGINT)
 
-    assert stopped_in(stops, bench, Delivery()) == "Ctrl+C: finishing the task in hand; once more gives it back at once"
+    assert stopped_in(stops, bench, Delivery()) == f"Ctrl+C: {WORKING}"
 
 
 def test_the_first_signal_says_that_a_task_rests(bench: Bench) -> None:
@@ -411,9 +422,9 @@ def test_a_handlers_task_shows_no_length_that_only_the_simulation_has(
     monkeypatch.setattr(Events, "_as_json", None)
     for handler, length in ((None, 0), (lambda task: None, None)):
         told.clear()
+        monkeypatch.setattr("worker.KeepAlive", bench.keep_alive)
         worker = Worker("w", queue="q", handler=handler, events=Events("w", stream=bench.journal.stream))
         hand_out(monkeypatch, bench.connection(Delivery()))
-        monkeypatch.setattr(worker, "keep_alive", bench.keep_alive)
         worker.start()
         (started,) = (facts for facts in told if facts["word"] == "started")
         assert started.get("complexity") == length
