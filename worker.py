@@ -18,7 +18,7 @@ from typing import Any
 
 import pika
 
-from tareas import Reject, addresses, broker, dead_letter, delivery, handlers, reasons, system_calls
+from tareas import Reject, addresses, broker, children, dead_letter, delivery, handlers, reasons, system_calls
 from tareas.cli import Parser, Trouble, own_stdout, positive, quoted, run, seconds, worker_name
 from tareas.events import Events
 from tareas.idle import Idle
@@ -31,6 +31,7 @@ from tareas.task import QUEUE, InvalidTask, decode
 MAX_ATTEMPTS = 5
 RETRY_DELAY = 1.0  # seconds before the second attempt; doubled for each one after it
 MAX_REST = 30.0  # seconds between two attempts
+STEADY = 1.0  # seconds after which a connection was a good one, even if no task came
 DRAINED_WITH_DEAD = 3
 # What the first signal finds, and what it will do with it.
 NOTHING = "nothing in hand"
@@ -84,7 +85,8 @@ class Worker:
         self._in_hand = NOTHING
         self._cancelled = False  # by us
         self._deliveries = 0  # on this connection
-        self._ever = False  # has any connection come as far as consuming?
+        self._since: float | None = None  # when this connection came as far as consuming
+        self._ever = False  # has any?
         self._address = self.addresses[0]
         self._rabbitmq: tuple[int, ...] = (0,)
         self._connection: Any = None
@@ -118,7 +120,7 @@ class Worker:
     def _stay_connected(self) -> None:
         began = time.monotonic()
         while True:
-            self._connection, self._deliveries = None, 0
+            self._connection, self._since, self._deliveries = None, None, 0
             address = self.addresses[0]
             try:
                 with self.stopping.interruptible():
@@ -142,13 +144,14 @@ class Worker:
                     self.tell("connection_lost", reason=reason)
                 close(self._connection)  # the channel alone may be gone: RabbitMQ would keep our task for it
             except (reasons.Unreachable, reasons.Denied) as error:
-                # A broker that comes back may not know its users yet: once we have consumed nothing is final.
+                # A broker that comes back may not know its users yet: once we have consumed, nothing is final.
                 if isinstance(error, reasons.Denied) and not self._ever:
                     raise
                 reason = str(error)
-            if self._deliveries:
+            if self._since is not None:
                 began = time.monotonic()
-                self.rests.reset()
+                if self._deliveries or began - self._since >= STEADY:
+                    self.rests.reset()
             if self.stopping.requested:
                 return
             if self.connect_timeout is not None and time.monotonic() - began > self.connect_timeout:
@@ -166,11 +169,13 @@ class Worker:
         self.tell("connected", address=address.shown)
         broker.tell_alarms(connection, self.tell)
         system_calls.spare_system_calls(connection)
+        children.at_fork(self, children.close_socket(connection))
         self.keep_alive.serve(connection, float(address.parameters.heartbeat or 0))
-        channel.basic_consume(
-            queue=self.queue, on_message_callback=self.callback, auto_ack=False, consumer_tag=self.worker_id
-        )
-        self._ever = True
+        with broker.deadline(connection):
+            channel.basic_consume(
+                queue=self.queue, on_message_callback=self.callback, auto_ack=False, consumer_tag=self.worker_id
+            )
+        self._since, self._ever = time.monotonic(), True
         idle = Idle(connection, channel, self.queue, self.drain, lambda: self.stopping.requested,
                     lambda: self._deliveries)
         channel.start_consuming()
@@ -193,16 +198,17 @@ class Worker:
         try:
             task = decode(body, simulated=self.handler is None)
             if isinstance(headers, delivery.UnreadableHeaders):
-                raise InvalidTask("its headers cannot be read (a timestamp out of range?)")
+                raise InvalidTask("its headers cannot be read (a timestamp out of range?)", task["id"])
         except InvalidTask as error:
-            return self._dead_letter(ch, tag, body, properties, f"invalid task: {error}", attempt, None)
+            return self._dead_letter(ch, tag, body, properties, f"invalid task: {error}", attempt, error.task_id)
         task_id = task["id"]
         if attempt > self.max_attempts:
-            reason = f"{attempt - 1} attempts used up: the worker or the connection was lost during the last"
+            reason = f"{attempt - 1} attempts used up, the last without an answer: the worker died, lost its " \
+                     "connection, or was stopped and gave the task back"
             return self._dead_letter(ch, tag, body, properties, reason, attempt - 1, task_id)
 
         self._in_hand = WORKING
-        shown = {} if self.events.as_json or self.handler else {"complexity": task["complexity"]}
+        shown = {} if self.events.as_json or self.handler else {"complexity": task.get("complexity")}
         self.tell("started", id=task_id, attempt=attempt, redelivered=method.redelivered, **shown)
         began = time.monotonic()
         failure: BaseException | None = None
@@ -213,9 +219,7 @@ class Worker:
             self.seconds_busy += time.monotonic() - began
             self.tell("abandoned", id=task_id, attempt=attempt)
             raise
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:  # a handler's sys.exit() or CancelledError is its failure, not our end
+        except BaseException as error:  # a handler's sys.exit() or KeyboardInterrupt is its failure, not our end
             failure = error
         finally:
             self._in_hand = NOTHING
@@ -226,7 +230,8 @@ class Worker:
             raise Abandoned
         if failure is not None:
             self.tasks_failed += 1
-            self.tell("failed", id=task_id, attempt=attempt, error=handlers.describe(failure), seconds=round(took, 3))
+            self.tell("failed", id=task_id, attempt=attempt, error=handlers.describe(failure, place=True),
+                      seconds=round(took, 3))
         if self._lost(ch):
             self.tell("discarded", id=task_id, attempt=attempt, reason="the connection was lost while it ran: "
                       "RabbitMQ gives the task to whoever is free")
@@ -241,7 +246,8 @@ class Worker:
         elif isinstance(failure, Reject):
             self._dead_letter(ch, tag, body, properties, f"rejected: {handlers.describe(failure)}", attempt, task_id)
         elif attempt >= self.max_attempts:
-            self._dead_letter(ch, tag, body, properties, handlers.describe(failure), attempt, task_id)
+            reason = handlers.describe(failure, place=True)
+            self._dead_letter(ch, tag, body, properties, reason, attempt, task_id)
         else:
             self._requeue(ch, tag, attempt, task_id)
 
@@ -312,7 +318,8 @@ class Worker:
         this one again and again, an attempt each time."""
         if self.stopping.requested and not self._cancelled:
             self._cancelled = True
-            ch.basic_cancel(self.worker_id)
+            with broker.deadline(self._connection):
+                ch.basic_cancel(self.worker_id)
 
     def _lost(self, ch: Any) -> bool:
         """Whether a delivery of this channel can no longer be settled. An old delivery tag on a new channel would
@@ -362,7 +369,10 @@ def parse(argv: Sequence[str] | None) -> Any:
     parser.add_argument("--grace", type=seconds, metavar="SECONDS", help="bound for a running task after a signal")
     parser.add_argument("--connect-timeout", type=seconds, metavar="SECONDS", help="give up without RabbitMQ")
     parser.add_queue_options()
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    if options.max_attempts > broker.DELIVERY_LIMIT:
+        parser.error(f"--max-attempts: at most {broker.DELIVERY_LIMIT:,}, the queue's own limit")
+    return options
 
 
 def main(argv: Sequence[str] | None = None) -> int:

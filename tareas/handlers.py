@@ -13,14 +13,23 @@ from typing import Any
 from tareas.cli import WrongCall, masked, quoted
 
 Handler = Callable[[dict[str, Any]], Any]
+LONGEST = 500  # characters of an error
+OURS = ("__main__", "worker", "tareas.handlers")  # the modules between a worker's `try` and a handler
 
 
 class SimulatedFailure(Exception):
     """The task asked for it with fail_attempts."""
 
 
+class NothingToSimulate(Exception):
+    """A task for a handler that came to a worker without one. It may be the wrong worker, so the task is given back,
+    and becomes a dead letter only after all its attempts."""
+
+
 def simulate(task: dict[str, Any], attempt: int) -> None:
     """Sleep `complexity` seconds; in the first `fail_attempts` attempts raise, in the first `crash_attempts` die."""
+    if "complexity" not in task:
+        raise NothingToSimulate('the task has no "complexity": SECONDS, and this worker no --handler')
     if task["complexity"]:  # sleep(0) still costs a system call and the other threads' turn
         time.sleep(task["complexity"])
     if attempt <= task.get("crash_attempts", 0):
@@ -86,11 +95,23 @@ def finish(result: Any) -> None:
         raise TypeError("the handler returned a coroutine or generator: its work was not done (use asyncio.run in it)")
 
 
-def describe(error: BaseException) -> str:
-    """The error in one line, whatever its own __str__ does."""
+def describe(error: BaseException, place: bool = False) -> str:
+    """The error in one line, whatever its own __str__ does. place: with the line of the handler's file that it left."""
+    where = _place(error) if place else ""
     try:
         text = " ".join(str(error).split())
     except Exception:
         text = "(its text cannot be shown)"
     kind = type(error).__name__
-    return f"{kind}: {text}"[:500] if text else kind
+    return (f"{kind}: {text}" if text else kind)[: LONGEST - len(where)] + where
+
+
+def _place(error: BaseException) -> str:
+    """` (jobs.py, line 12)`: the last line of the first file that is not ours; empty if there is none."""
+    file, line, trace = "", 0, error.__traceback__
+    while trace is not None:
+        name = trace.tb_frame.f_code.co_filename
+        if name == file or (not file and trace.tb_frame.f_globals.get("__name__") not in OURS):
+            file, line = name, trace.tb_lineno
+        trace = trace.tb_next
+    return f" ({os.path.basename(file)}, line {line})" if file else ""

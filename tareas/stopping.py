@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 from typing import Any
 
+from tareas.children import at_fork
+
 TURN = 0.25  # seconds between two looks of a rest
 REPEAT = 1.0  # seconds in which a second signal counts as the first: terminals and supervisors send it more than once
 
@@ -49,13 +51,15 @@ class Stopping:
                 self._before[signum] = signal.signal(signum, self._handle)
             if self._grace is not None and hasattr(signal, "setitimer"):
                 self._before[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._grace_ended)
+            before = self._before
+            at_fork(self, lambda: _restore(before))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if self._grace is not None and hasattr(signal, "setitimer"):
             signal.setitimer(signal.ITIMER_REAL, 0)
-        for signum, handler in self._before.items():
-            signal.signal(signum, handler)
+        _restore(self._before)
+        self._before.clear()
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         now = time.monotonic()  # first of all: during a call Python may run the handler of a second signal
@@ -97,3 +101,8 @@ class Stopping:
             yield
         finally:
             self._interruptible = False
+
+
+def _restore(before: dict[int, Any]) -> None:
+    for signum, handler in before.items():
+        signal.signal(signum, handler)

@@ -25,15 +25,20 @@ SAMPLE_COMPLEXITY = (0.5, 3.0)  # seconds
 
 
 class InvalidTask(ValueError):
-    """The body is no task. Its text says in one line what is wrong and how to mend it."""
+    """The body is no task. Its text says in one line what is wrong and how to mend it; task_id: its id, if it has one
+    that can be used."""
+
+    def __init__(self, text: str, task_id: str | None = None) -> None:
+        super().__init__(text)
+        self.task_id = task_id
 
 
 def decode(body: bytes, simulated: bool = True) -> dict[str, Any]:
     """The task in the body of a message.
 
     `id` must be there; `complexity`, in seconds, must be valid where it is there. With `simulated`, for a worker
-    without a handler of the user's, `complexity` is required, and `fail_attempts` and `crash_attempts` are checked.
-    All else passes untouched. Raises InvalidTask, nothing else, whatever the bytes.
+    without a handler of the user's, `fail_attempts` and `crash_attempts` are checked as well. All else passes
+    untouched. Raises InvalidTask, nothing else, whatever the bytes.
     """
     if len(body) > MAX_BYTES:
         raise InvalidTask(f"its {len(body):,} bytes are more than {MAX_BYTES:,}: put big data in a file and name that")
@@ -59,7 +64,12 @@ def decode(body: bytes, simulated: bool = True) -> dict[str, Any]:
     # UTF-8 itself has no surrogates; JSON's escapes may bring one in that cannot be encoded again.
     if b"\\u" in body and _SURROGATE.search(body) and not _encodable(task):
         raise InvalidTask("half a surrogate pair in a \\u escape: write the whole pair, or the character itself")
-    _check(task, simulated)
+    _check_id(task)
+    try:
+        _check_work(task, simulated)
+    except InvalidTask as error:
+        error.task_id = task["id"]
+        raise
     return task
 
 
@@ -87,7 +97,7 @@ def sample(
         yield {"id": f"task-{number:04d}", "complexity": cost}
 
 
-def _check(task: dict[str, Any], simulated: bool) -> None:
+def _check_id(task: dict[str, Any]) -> None:
     try:
         name = task["id"]
     except KeyError:
@@ -99,12 +109,13 @@ def _check(task: dict[str, Any], simulated: bool) -> None:
         raise InvalidTask(f"its id {_shown(name)} is {'not printable' if name else 'empty'}: use letters and digits")
     if len(name) > MAX_ID_BYTES // 4 and len(name.encode()) > MAX_ID_BYTES:
         raise InvalidTask(f"its id has {len(name.encode()):,} bytes: at most {MAX_ID_BYTES}")
+
+
+def _check_work(task: dict[str, Any], simulated: bool) -> None:
     if "complexity" in task:
         seconds = task["complexity"]
         if (type(seconds) is not float and type(seconds) is not int) or not 0 <= seconds <= MAX_COMPLEXITY:
             raise InvalidTask(f"its complexity {_shown(seconds)} is not in seconds from 0 to {MAX_COMPLEXITY:,}")
-    elif simulated:
-        raise InvalidTask('has no complexity: add "complexity": SECONDS, or give the worker a --handler')
     if simulated:
         for key in ("fail_attempts", "crash_attempts"):
             if key in task and (type(task[key]) is not int or not 0 <= task[key] <= MAX_ATTEMPTS):

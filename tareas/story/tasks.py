@@ -36,6 +36,8 @@ def read(name: str) -> list[Task]:
             task = decode(item.body)
         except InvalidTask as error:
             raise WrongCall(f"{where}: {error}") from None
+        if "complexity" not in task:
+            raise WrongCall(f'{where}: has no complexity: add "complexity": SECONDS, for the demo has no other work')
         if item.id in tasks:
             raise WrongCall(f"{where}: the id {quoted(item.id)} is there already, and the demo tells tasks apart by it")
         if task.get("crash_attempts"):

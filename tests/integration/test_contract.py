@@ -365,6 +365,10 @@ class Deep:
 """
 
 
+def line_of(text: str) -> int:
+    return next(number for number, line in enumerate(HANDLERS.splitlines(), 1) if text in line)
+
+
 @pytest.mark.parametrize("name", ["work", "Deep.inner"])
 def test_a_function_of_the_users_does_the_task(
     name: str, channel: Any, queue: str, run: Run, tmp_path: Path
@@ -382,8 +386,8 @@ def test_a_function_of_the_users_does_the_task(
     reasons = {event["id"]: (event["attempt"], event["reason"]) for event in worker.event_list("dead_lettered")}
     assert reasons == {
         "bad": (1, "rejected: Reject: never mind"),
-        "raises": (2, "ValueError: ('one', 'two')"),
-        "leaves": (2, "SystemExit: enough"),
+        "raises": (2, f"ValueError: ('one', 'two') (mine.py, line {line_of('raise ValueError')})"),
+        "leaves": (2, f"SystemExit: enough (mine.py, line {line_of('sys.exit')})"),
     }
     assert sorted(ids(take(channel, f"{queue}.dead", 3))) == ["bad", "leaves", "raises"]
     take(channel, queue, 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -235,3 +236,26 @@ def test_an_error_is_described_in_one_line(error: BaseException, text: str) -> N
 
 def test_a_long_error_is_cut() -> None:
     assert describe(ValueError("x" * 10**6)) == "ValueError: " + "x" * 488
+
+
+def test_an_error_says_in_which_line_of_the_handlers_file_it_came_up() -> None:
+    """Not in which line of json: who wrote the handler looks into that."""
+
+    def parse(text: str) -> Any:
+        return json.loads(text)
+
+    for text in ("{", "{" + "x" * 1000):
+        try:
+            parse(text)
+        except ValueError as error:
+            said = describe(error, place=True)
+        assert said.endswith(f" (test_handlers.py, line {parse.__code__.co_firstlineno + 1})") and len(said) <= 500
+        assert said.startswith("JSONDecodeError: Expecting property name")
+
+
+def test_the_line_of_an_error_of_ours_is_not_told() -> None:
+    with pytest.raises(SimulatedFailure) as caught:
+        simulate({"id": "a", "complexity": 0, "fail_attempts": 1}, 1)
+    assert describe(caught.value.with_traceback(caught.tb.tb_next), place=True) == (
+        "SimulatedFailure: attempt 1 fails, as the task asks"
+    )

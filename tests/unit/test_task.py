@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -104,7 +105,6 @@ BAD = {
     "an id with C1 controls": (body(id="a\x9b31m", complexity=1), "is not printable"),
     "an id that turns the text round": (body(id="a\u202eb", complexity=1), "is not printable"),
     "an id with a line separator": (body(id="a\u2028b", complexity=1), "is not printable"),
-    "no complexity": (body(id="a"), 'has no complexity: add "complexity": SECONDS, or give the worker a --handler'),
     "complexity true": (body(id="a", complexity=True), "its complexity true is not in seconds"),
     "complexity null": (body(id="a", complexity=None), "its complexity null is not in seconds"),
     "complexity a string": (body(id="a", complexity="1"), 'its complexity "1" is not in seconds'),
@@ -127,6 +127,7 @@ def test_a_bad_body_is_refused_with_the_reason_in_one_short_line(bad: bytes, rea
         decode(bad)
     message = str(caught.value)
     assert reason in message
+    assert caught.value.task_id == ("a" if re.match("its (complexity|.*_attempts) ", message) else None)
     assert message.isprintable() and message.isascii() and len(message) <= 200
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import signal
 import threading
 import time
@@ -34,6 +35,7 @@ from worker import WORKING, Worker
 
 DEADLINE = 30.0  # seconds that no test comes near
 LAST = Delivery(redelivered=True, headers={"x-delivery-count": 4})  # attempt 5 of 5
+LAST_OF_A_HANDLER = Delivery(b'{"id": "a"}', redelivered=True, headers={"x-delivery-count": 4})
 SPENT = Delivery(redelivered=True, headers={"x-delivery-count": 5})
 BURIED = ["dead letter sent", "dead letter confirmed", "dead_lettered", "ack"]
 
@@ -103,6 +105,10 @@ def exits(bench: Bench, task: dict[str, Any]) -> None:
     raise SystemExit(0)
 
 
+def interrupts(bench: Bench, task: dict[str, Any]) -> None:
+    raise KeyboardInterrupt  # not the user's Ctrl+C, of which Python makes none here
+
+
 def is_cancelled(bench: Bench, task: dict[str, Any]) -> None:
     raise asyncio.CancelledError  # as asyncio.run does; a BaseException
 
@@ -161,6 +167,8 @@ TABLE = {
     "invalid, attempts used up": Row(fine, BURIED, (0, 0, 1), Delivery(b"{}", True, {"x-delivery-count": 5})),
     "sys.exit is a failure": Row(
         exits, ["started", "failed", "rest 1", "requeued", "nack, requeue"], (0, 1, 0)),
+    "KeyboardInterrupt is a failure": Row(
+        interrupts, ["started", "failed", "rest 1", "requeued", "nack, requeue"], (0, 1, 0)),
     "a cancelled coroutine is a failure": Row(
         is_cancelled, ["started", "failed", "rest 1", "requeued", "nack, requeue"], (0, 1, 0)),
     "a coroutine is work not done": Row(
@@ -566,19 +574,24 @@ def test_a_task_whose_headers_pika_cannot_read_is_dead_lettered_and_the_worker_g
 @pytest.mark.parametrize(
     ("handler", "delivery", "reason", "number"),
     [
-        (fails, LAST, "ZeroDivisionError: by zero", 5),
+        (fails, LAST, f"ZeroDivisionError: by zero (test_worker.py, line {fails.__code__.co_firstlineno + 1})", 5),
         (rejects, Delivery(), "rejected: Reject: no such customer", 1),
-        (fine, SPENT, "5 attempts used up: the worker or the connection was lost during the last", 5),
+        (fine, SPENT, "5 attempts used up, the last without an answer: the worker died, lost its connection, or was"
+         " stopped and gave the task back", 5),
+        (None, LAST_OF_A_HANDLER, 'NothingToSimulate: the task has no "complexity": SECONDS, and this worker no '
+         "--handler", 5),
+        (None, Delivery(b'{"id": "a", "complexity": -1}'),
+         "invalid task: its complexity -1 is not in seconds from 0 to 86,400", 1),
     ],
 )
 def test_a_dead_letter_says_why_and_is_else_what_the_publisher_sent(
-    handler: Callable[[Bench, dict[str, Any]], Any], delivery: Delivery, reason: str, number: int, bench: Bench
+    handler: Callable[[Bench, dict[str, Any]], Any] | None, delivery: Delivery, reason: str, number: int, bench: Bench
 ) -> None:
     properties = {"message_id": "a", "content_type": "application/json", "app_id": "shop", "delivery_mode": 1}
     connection = bench.connection(
         Delivery(delivery.body, delivery.redelivered, {**(delivery.headers or {}), "mine": 1}, properties=properties)
     )
-    bench.run(lambda task: handler(bench, task), connection)
+    bench.run(None if handler is None else functools.partial(handler, bench), connection)
     (letter,) = connection.published
     assert (letter.exchange, letter.routing_key, letter.mandatory) == ("", "q.dead", True)
     assert letter.body == delivery.body
@@ -733,6 +746,21 @@ def test_a_stop_while_it_waits_for_rabbitmq_ends_it_with_its_summary(bench: Benc
 def test_no_connection_within_the_time_allowed_is_said_with_the_reason(bench: Bench) -> None:
     with pytest.raises(Trouble, match="no connection within 0 s: not up"):
         bench.run(None, Unreachable("not up"), connect_timeout=0)
+
+
+def test_an_idle_worker_whose_connection_was_good_has_its_time_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is the time without a connection that is bounded, and the rest after a good one is short again."""
+
+    def steady(channel: Channel) -> None:
+        monkeypatch.setattr("time.monotonic", lambda: began + 100)
+        channel.stop_consuming()
+
+    began = time.monotonic()
+    idle = bench.connection(when_idle=steady)
+    bench.run(None, Unreachable("not up"), idle, bench.connection(Delivery()), connect_timeout=50)
+    assert [word for word in bench.journal.words if word.startswith("rest")] == ["rest 0.25, unserved"] * 2
 
 
 def test_a_worker_that_has_worked_ends_with_its_summary_even_when_there_is_no_way_on(bench: Bench) -> None:

@@ -88,6 +88,7 @@ OF_PRODUCER = [
     call("-", "stdin is closed", "give the name of a file, or pipe tasks into it"),
 ]
 OF_WORKER = [
+    call("--max-attempts 1001", "--max-attempts: at most 1,000", *HELP),
     call("--max-attempts 0", "--max-attempts: '0'", FROM_1, *HELP),
     call("--retry-delay NaN", "--retry-delay: 'NaN'", DURATION, *HELP),
     call("--retry-delay=-1", "--retry-delay: '-1'", DURATION, *HELP),
