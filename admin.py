@@ -2,8 +2,9 @@
 """Look after the queue: its figures, its dead letters, proof that nothing is lost.
 
 Exit status: 0 done; 1 it could not go on (RabbitMQ is away, no such dead
-letter, the queue is full), or the audit found a loss; 2 a wrong call; 130 after
-Ctrl+C: what was not settled yet is still a dead letter.
+letter, the queue is full), or the audit found a loss, or a producer that has
+not finished; 2 a wrong call; 130 after Ctrl+C: what was not settled yet is
+still a dead letter.
 
     python admin.py status --watch       # how full, and the time left
     python admin.py dead                 # dead letters, and why they died
@@ -23,6 +24,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
+import tareas.needed  # isort: skip  # noqa: F401 (it says so if pika is missing)
 from pika.exceptions import ChannelClosedByBroker
 
 from tareas import addresses, audit, broker, dead_letters, delivery, letter, management, reasons, status
@@ -140,17 +142,20 @@ def list_dead(args: Namespace) -> int:
 
 
 def replay_dead(args: Namespace) -> int:
-    """Publish, wait for the confirm, then acknowledge: killed at any point, no letter is lost."""
+    """Publish, wait for the confirm, tell it, then acknowledge: killed at any point, no letter is lost."""
     number, events = 0, Events("admin", as_json=True)
+
+    def tell(each: letter.DeadLetter, without: list[str]) -> None:
+        if args.json:
+            events.tell("replayed", id=each.task and each.id, letter=each.id, without=without)
+        else:
+            note = f" (without {' and '.join(without)})" if without else ""
+            say(f"{each.id}  replayed{note}")
+
     with opened(args) as (channel, _):
         channel.confirm_delivery()
         for each in dead_letters.chosen(channel, args.queue, args.ids):
-            without = dead_letters.replay(channel, args.queue, each)
-            note = f" (without {' and '.join(without)})" if without else ""
-            if args.json:
-                events.tell("replayed", id=each.task and each.id, letter=each.id, without=without)
-            else:
-                say(f"{each.id}  replayed{note}")
+            dead_letters.replay(channel, args.queue, each, functools.partial(tell, each))
             number += 1
     if not args.json:
         say(f"{number:,} replayed")
@@ -195,11 +200,12 @@ def audit_logs(args: Namespace) -> int:
         raise WrongCall(str(error)) from None
     except OSError as error:
         raise WrongCall(f"{quoted(str(error.filename))} cannot be read: {error.strerror}") from None
+    if verdict.fine and not (verdict.published or verdict.confirmed):
+        raise WrongCall(f"no published task in these logs (done {verdict.done}, dead {verdict.dead}), so nothing can "
+                        "be found lost: name the producer's log, too")
     for line in (verdict.line(), *verdict.problems(), *verdict.notes()):
         say(line)
-    if verdict.fine and not (verdict.published or verdict.confirmed):
-        raise WrongCall("no published task in these logs, so nothing can be found lost: name the producer's log, too")
-    return 0 if verdict.fine else 1
+    return 0 if verdict.fine and not verdict.unfinished else 1
 
 
 if __name__ == "__main__":

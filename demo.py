@@ -19,6 +19,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import tareas.needed  # isort: skip  # noqa: F401 (it says so if pika is missing)
 from tareas.cli import Parser, Trouble, positive, quoted, run
 from tareas.story import picture
 from tareas.story.chapters import CHAPTERS, Story

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import tareas.needed  # isort: skip  # noqa: F401 (it says so if pika is missing)
 import pika
 
 from tareas import Reject, addresses, broker, children, dead_letter, delivery, handlers, reasons, system_calls

@@ -6,15 +6,18 @@ replayed is a task again; it is dead only if it died more often than it was repl
 A task may be done twice (at-least-once), but never unannounced: RabbitMQ delivers each publication once without the
 flag `redelivered` (https://www.rabbitmq.com/docs/consumers), so of all deliveries of a task that were done, no more may
 lack it than the times that the producer said `published` and admin.py `replayed`. These rules count and compare no
-times, so the clocks of several machines may differ; what counts is the order of one worker's own lines.
+times, so the clocks of several machines may differ; what counts is the order of one worker's own lines. Only what ended
+minutes before it was published counts for nothing: it was another task of that id, as of the night before.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import math
 import re
 import sys
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +28,9 @@ from tareas.events import printable
 SHOWN = 10  # ids that a line names
 OPENING = b'{"time": '  # of an event; nowhere inside of one: a text's quotes are escaped
 NEED_ID = {"published", "confirmed", "started", "done"}  # letters are replayed that have none
+EARLIER = 600.0  # seconds: more than clocks differ, less than lies between two runs
+UNENDED = "its log does not end with `finished`: it was killed, runs still, or not all of the log is here"
+COPIED = 4096  # bytes at the beginning of two logs that are the same only if one is a copy
 ENDS_OF_A_START = {"failed", "discarded", "abandoned"}
 
 
@@ -49,14 +55,17 @@ class Verdict:
     redelivered: int
     dead: int
     replayed: int  # of those that died
-    lost: list[str]  # confirmed, and neither done nor dead nor left in the queue, as far as that is known
+    lost: list[str]  # confirmed more often than done, dead or left in the queue, as far as that is known
     twice: list[str]  # done more than once
     unannounced: list[str]  # the part of `twice` that redelivery doesn't explain
     reasonless: list[str]  # dead letters that do not say why
     unstarted: list[str]  # done by a worker that had not started it
     done_and_dead: list[str]  # worker or broker died between done and ack in the last attempt, or a replay
     unconfirmed: list[str]  # done or dead: a producer died before it read the confirm, or its log is not here
-    repeated: list[str]  # published as several tasks with one id: of those, one that is done or dead is enough here
+    pending: list[str]  # published, without a confirm, and neither done nor dead
+    repeated: list[str]  # published as several tasks with one id: what one of them had twice may hide another's loss
+    earlier: list[str]  # ended before they were published: see EARLIER
+    unfinished: list[str]  # producers, and what they left
     heard: list[str]  # whose logs these are
     truncated: list[str]  # lines cut short ("worker.log line 7"): a process was killed amid them, or a disk full
     queue_known: bool  # whether anybody looked what is left in the queue
@@ -94,9 +103,13 @@ class Verdict:
         """What a reader should know though it breaks nothing, a line each."""
         return [
             *_named("done and dead", self.done_and_dead),
-            *_named("published as several tasks with one id, of which only one is looked for", self.repeated),
+            *_named("published as several tasks with one id", self.repeated),
+            *_named("done or dead long before it was published, which does not count (an earlier run's log, or a wrong "
+                    "clock)", self.earlier),
             *_named("done or dead without a confirm (a producer was killed, or not all of its log is here)",
                     self.unconfirmed),
+            *_named("published without a confirm, and neither done nor dead", self.pending),
+            *_named("not finished", self.unfinished),
             *_named("cut short (a process was killed while it wrote, or its disk was full)", self.truncated),
             *_named("these logs are of", self.heard),
         ]
@@ -105,17 +118,26 @@ class Verdict:
 class _Task:
     """What is known of one id: a few numbers, so that a million of them fit in memory."""
 
-    __slots__ = ("again", "confirmed", "deaths", "done", "plain", "published", "replayed")
+    __slots__ = ("again", "began", "confirms", "deaths", "done", "ended", "plain", "published", "replayed")
 
     def __init__(self) -> None:
-        self.published = self.again = self.deaths = self.replayed = 0
-        self.confirmed = False
+        self.published = self.again = self.confirms = self.deaths = self.replayed = 0
+        self.began, self.ended = math.inf, -math.inf  # unix seconds: first published, last done or dead
         self.done = 0
         self.plain = 0  # those of `done` whose delivery was not flagged as redelivered
 
     @property
     def dead(self) -> bool:
         return self.deaths > self.replayed
+
+    @property
+    def earlier(self) -> bool:
+        return -math.inf < self.ended < self.began - EARLIER and self.began < math.inf
+
+    def missing(self, left: int) -> bool:
+        """Whether fewer tasks of this id have ended, or are left in the queue, than were confirmed."""
+        wanted = min(max(self.published - self.again, 1), self.confirms)
+        return (0 if self.earlier else self.done + max(self.deaths - self.replayed, 0)) + left < wanted
 
 
 def audit(events: Iterable[dict[str, Any]], left: Collection[str] | None = None) -> Verdict:
@@ -130,6 +152,7 @@ def audit(events: Iterable[dict[str, Any]], left: Collection[str] | None = None)
     truncated: list[str] = []
     reasonless: dict[str, None] = {}
     unstarted: dict[str, None] = {}
+    unfinished: dict[str, str] = {}  # producer: what it left
     for event in events:
         word, task_id, who = event["event"], event.get("id"), event.get("who", "")
         if who:
@@ -142,6 +165,12 @@ def audit(events: Iterable[dict[str, Any]], left: Collection[str] | None = None)
             nameless += task_id is None
         elif word == "replayed":
             nameless -= task_id is None
+        elif word in ("published", "confirmed"):
+            unfinished[who] = UNENDED
+        elif word == "finished":
+            unfinished.pop(who, None)
+            if event.get("left") or event.get("confirmed") != event.get("published"):
+                unfinished[who] = f"not published: {event['left']}" if event.get("left") else "not all is confirmed"
         if task_id is None:
             continue
         if word == "started":
@@ -154,40 +183,51 @@ def audit(events: Iterable[dict[str, Any]], left: Collection[str] | None = None)
             if word == "published":
                 task.published += 1
                 task.again += bool(event.get("again"))
+                task.began = min(task.began, _time(event, math.inf))
             elif word == "confirmed":
-                task.confirmed = True
+                task.confirms += 1
             elif word == "dead_lettered":
                 task.deaths += 1
+                task.ended = max(task.ended, _time(event, -math.inf))
             elif word == "replayed":
                 task.replayed += 1
             else:
                 task.done += 1
+                task.ended = max(task.ended, _time(event, -math.inf))
                 announced = open_starts.pop((who, task_id), None)
                 if announced is None:
                     unstarted[task_id] = None
                 task.plain += not announced
 
-    in_queue = set(left or ())
+    in_queue = Counter(left or ())
     return Verdict(
         published=sum(task.published > 0 for task in tasks.values()),
-        confirmed=sum(task.confirmed for task in tasks.values()),
+        confirmed=sum(task.confirms > 0 for task in tasks.values()),
         done=sum(task.done > 0 for task in tasks.values()),
         redelivered=redelivered,
         dead=max(nameless, 0) + sum(task.dead for task in tasks.values()),
         replayed=sum(task.replayed > 0 for task in tasks.values()),
-        lost=[i for i, task in tasks.items()
-              if task.confirmed and not task.done and not task.dead and i not in in_queue],
+        lost=[i for i, task in tasks.items() if task.missing(in_queue[i])],
         twice=[i for i, task in tasks.items() if task.done > 1],
         unannounced=[i for i, task in tasks.items() if task.plain > max(task.published, 1) + task.replayed],
         reasonless=list(reasonless),
         unstarted=list(unstarted),
         done_and_dead=[i for i, task in tasks.items() if task.done and task.dead],
-        unconfirmed=[i for i, task in tasks.items() if (task.done or task.dead) and not task.confirmed],
+        unconfirmed=[i for i, task in tasks.items() if (task.done or task.dead) and not task.confirms],
+        pending=[i for i, task in tasks.items()
+                 if task.published and not task.confirms and not task.done and not task.dead],
         repeated=[i for i, task in tasks.items() if task.published - task.again > 1],
+        earlier=[i for i, task in tasks.items() if task.earlier],
+        unfinished=[f"{who} ({why})" for who, why in unfinished.items()],
         heard=list(heard),
         truncated=truncated,
         queue_known=left is not None,
     )
+
+
+def _time(event: dict[str, Any], otherwise: float) -> float:
+    time = event.get("time")
+    return time if isinstance(time, (int, float)) else otherwise
 
 
 def read(paths: Iterable[str | Path]) -> Iterator[dict[str, Any]]:
@@ -195,13 +235,24 @@ def read(paths: Iterable[str | Path]) -> Iterator[dict[str, Any]]:
 
     A line that was cut short comes as {"event": "truncated"}: the last one, as a killed process leaves it; or the
     beginning of a line, where a process that was started again has written on behind it.
-    Raises InvalidLog at any other line that is no event, OSError for a file that can't be read.
+    Raises InvalidLog at any other line that is no event and at a log that is a copy of another, OSError for a file that
+    can't be read.
     """
+    beginnings: dict[bytes, str] = {}
     for path in dict.fromkeys(str(path) for path in paths):
         with contextlib.ExitStack() as stack:
             file: BinaryIO = sys.stdin.buffer if path == "-" else stack.enter_context(open(path, "rb"))
             name = "stdin" if path == "-" else path
-            for number, line in enumerate(file, 1):
+            if file.seekable():
+                beginning = file.read(COPIED)
+                file.seek(0)
+                for other, its_name in beginnings.items():
+                    if beginning and (beginning.startswith(other) or other.startswith(beginning)):
+                        raise InvalidLog(name, 1, f"begins as {printable(its_name)} does: name each log once")
+                if beginning:
+                    beginnings[beginning] = name
+            for number, whole in enumerate(file, 1):
+                line = whole.replace(b"\0", b"")  # what a power cut can leave of a line that was not on the disk yet
                 if line.strip():
                     yield from _events(line, name, number)
 

@@ -181,14 +181,23 @@ class Parser(argparse.ArgumentParser):
         import difflib  # only here: the usual start needs none
 
         name = unknown.partition("=")[0]
-        names = [name for parser in self._parsers() for name in parser._option_string_actions]
-        near = difflib.get_close_matches(name, names, 1)
-        return f"there is no option {argument(name)}" + (f": did you mean {near[0]}?" if near else "")
+        command = next((each for each in self._given if each in self._commands()), "")
+        parsers = [self, self._commands()[command]] if command else self._parsers()
+        near = difflib.get_close_matches(name, [name for each in parsers for name in each._option_string_actions], 1)
+        where = f"{command} has" if command else "there is"
+        return f"{where} no option {argument(name)}" + (f": did you mean {near[0]}?" if near else "")
+
+    def _commands(self) -> dict[str, Parser]:
+        """Its subcommands."""
+        found: dict[str, Parser] = {}
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                found.update(action.choices)
+        return found
 
     def _parsers(self) -> list[Parser]:
         """This one and those of its subcommands."""
-        subcommands = (action.choices for action in self._actions if isinstance(action, argparse._SubParsersAction))
-        return [self, *(parser for choices in subcommands for parser in choices.values())]
+        return [self, *self._commands().values()]
 
     def error(self, message: str) -> NoReturn:
         """End with one line on stderr and status 2."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import deque
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import pika
@@ -99,11 +99,12 @@ def chosen(channel: Any, queue: str, ids: Collection[str], limit: int | None = N
         raise NoSuchLetter(f"no dead letter {names} in queue {quoted(queue)} (admin.py dead lists them)")
 
 
-def replay(channel: Any, queue: str, letter: DeadLetter) -> list[str]:
-    """Publish the task to its queue again, wait for RabbitMQ's confirm, then remove the dead letter.
+def replay(channel: Any, queue: str, letter: DeadLetter, tell: Callable[[list[str]], None]) -> None:
+    """Publish the task to its queue again, wait for RabbitMQ's confirm, tell it, then remove the dead letter.
 
-    Killed between the two, the task is in both queues: done twice perhaps, never lost. The channel must be in confirm
-    mode. Returns what the task did not get back, see revived(). Raises NotReplayed, or what pika raises.
+    Killed before the end, the task is in both queues: done twice perhaps, never lost, nor replayed untold. The channel
+    must be in confirm mode. tell: gets what the task did not get back, see revived(). Raises NotReplayed, or what pika
+    and tell raise.
     """
     properties, without = revived(letter.properties)
     try:
@@ -114,8 +115,8 @@ def replay(channel: Any, queue: str, letter: DeadLetter) -> list[str]:
         raise NotReplayed(f"queue {quoted(queue)} is full: {what} (replay them when there is room)") from None
     except UnroutableError:
         raise NotReplayed(f"there is no queue {quoted(queue)} (worker.py makes it): all dead letters stay") from None
+    tell(without)
     channel.basic_ack(letter.tag)
-    return without
 
 
 def discard(channel: Any, letter: DeadLetter) -> None:

@@ -209,7 +209,8 @@ def test_a_replay_killed_between_confirm_and_ack_is_done_twice_and_not_lost(plac
              "b.BlockingChannel.basic_ack = lambda *a, **k: os.kill(os.getpid(), 9)\n"
              "admin.main(sys.argv[1:])")
     argv = [sys.executable, "-c", dying, *place.call("replay", "--all")[2:]]
-    assert subprocess.run(argv, cwd=ROOT, timeout=DEADLINE).returncode == -signal.SIGKILL
+    died = subprocess.run(argv, cwd=ROOT, timeout=DEADLINE, capture_output=True, text=True)
+    assert (died.returncode, died.stdout) == (-signal.SIGKILL, "a  replayed\n")  # told before the letter goes
     place.stay(["a", "b"])
     assert place.tasks() == ["a"]
     place.admin("replay", "--all")

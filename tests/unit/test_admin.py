@@ -495,13 +495,15 @@ def line(event: str, **facts: Any) -> str:
     return json.dumps({"time": 1.0, "event": event, "who": facts.pop("who", "worker-1"), **facts}) + "\n"
 
 
+FINISHED = line("finished", published=1, confirmed=1)
 DONE = line("started", id="a", attempt=1, redelivered=False) + line("done", id="a", attempt=1, seconds=0)
 
 
 @pytest.mark.parametrize(
     ("log", "code", "said"),
     [
-        (line("confirmed", id="a") + DONE, 0, "lost 0"),
+        (line("confirmed", id="a") + FINISHED + DONE, 0, "lost 0"),
+        (line("confirmed", id="a") + DONE, 1, "lost 0\nnot finished: worker-1 (its log does not end"),
         (line("confirmed", id="a"), 1, "lost at most 1\nconfirmed, but neither done nor dead in these logs"),
         (line("confirmed", id="a") + DONE + DONE, 1, "done twice"),
     ],
@@ -518,7 +520,7 @@ def test_an_audit_without_the_producers_log_is_a_wrong_call(tmp_path: Any, capsy
     (tmp_path / "log").write_text(DONE)
     assert cli.run(admin.main, ["audit", str(tmp_path / "log")]) == 2
     said = capsys.readouterr()
-    assert "done 1" in said.out and "no published task in these logs" in said.err
+    assert said.out == "" and "no published task in these logs (done 1, dead 0)" in said.err
 
 
 def test_an_audit_of_what_is_no_log_is_a_wrong_call(tmp_path: Any, capsys: Any) -> None:

@@ -27,6 +27,10 @@ def published(task_id: str, **facts: Any) -> list[Event]:
     return [event("published", task_id, **facts), event("confirmed", task_id)]
 
 
+def finished(count: int) -> Event:
+    return event("finished", published=count, confirmed=count, seconds=0.1)
+
+
 def started(task_id: str, who: str = "w1", redelivered: bool = False) -> Event:
     return event("started", task_id, who, attempt=1 + redelivered, redelivered=redelivered)
 
@@ -52,7 +56,7 @@ def log(path: Path, events: list[Event], end: bytes = b"") -> Path:
 
 
 def test_a_task_that_is_confirmed_and_done_once_is_fine() -> None:
-    verdict = audit([*published("a"), started("a"), done("a")])
+    verdict = audit([*published("a"), finished(1), started("a"), done("a")])
 
     assert verdict.fine and verdict.problems() == [] and verdict.notes() == ["these logs are of: producer, w1"]
     assert verdict.line() == "published 1, confirmed 1, done 1, redelivered 0, dead 0, lost 0"
@@ -94,12 +98,54 @@ def test_done_without_a_confirm_counts_and_is_said_but_is_no_problem() -> None:
     assert any("without a confirm" in note and "a" in note for note in verdict.notes())
 
 
-def test_several_tasks_with_one_id_are_said_for_only_one_of_them_is_looked_for() -> None:
+def test_of_several_tasks_with_one_id_as_many_have_to_end() -> None:
     twice = [*published("a"), event("published", "b", again=True), *published("b"), *published("a")]
     verdict = audit([*twice, started("a"), done("a"), started("b"), done("b")])
 
-    assert verdict.fine and verdict.repeated == ["a"]
-    assert "published as several tasks with one id, of which only one is looked for: a" in verdict.notes()
+    assert verdict.lost == ["a"] and verdict.repeated == ["a"]
+    assert "published as several tasks with one id: a" in verdict.notes()
+    assert audit([*twice, started("b"), done("b"), started("a"), done("a"), dead("a")]).fine
+    assert audit([*twice, started("b"), done("b"), started("a"), done("a")], left=["a"]).fine
+    assert audit([*twice, started("b"), done("b")], left=["a"]).lost == ["a"]
+    unsure = [event("published", "a"), *published("a"), started("a"), done("a")]  # killed, and started again
+    assert audit(unsure).fine
+
+
+def test_what_ended_long_before_it_was_published_was_another_task_of_that_id() -> None:
+    def at(time: float, events: list[Event]) -> list[Event]:
+        return [{**each, "time": time} for each in events]
+
+    for end in (done("a"), dead("a")):
+        night_before = at(1_000.0, [started("a"), end])
+        verdict = audit([*at(87_000.0, published("a")), *night_before])
+        assert verdict.lost == verdict.earlier == ["a"]
+        assert any(note.startswith("done or dead long before it was published") for note in verdict.notes())
+        assert audit([*at(1_500.0, published("a")), *night_before]).fine  # clocks differ
+    assert audit([*at(87_000.0, published("a")), *night_before, *at(87_001.0, [started("a"), done("a")])]).fine
+
+
+@pytest.mark.parametrize(
+    ("end", "said"),
+    [
+        ([], "not finished: producer (its log does not end with `finished`"),
+        ([event("finished", published=1, confirmed=1, left="line 7 and on of x")],
+         "not finished: producer (not published: line 7 and on of x)"),
+        ([event("finished", published=2, confirmed=1)], "not finished: producer (not all is confirmed)"),
+        ([event("finished", published=1, confirmed=1), event("published", "b")], "not finished: producer (its log"),
+    ],
+)
+def test_a_producer_that_has_not_finished_is_said(end: list[Event], said: str) -> None:
+    verdict = audit([*published("a"), *end, started("a"), done("a")])
+
+    assert verdict.fine and any(note.startswith(said) for note in verdict.notes())
+    resumed = audit([*published("a"), *end, *published("b"), finished(1), started("a"), done("a")], left=["b"])
+    assert not resumed.unfinished
+
+
+def test_what_was_published_without_a_confirm_and_never_seen_again_is_said() -> None:
+    verdict = audit([event("published", "a"), event("published", "b"), started("b"), done("b")])
+
+    assert verdict.fine and verdict.pending == ["a"] and verdict.unconfirmed == ["b"]
 
 
 def test_done_and_dead_is_said() -> None:
@@ -299,6 +345,27 @@ def test_a_whole_last_line_counts_without_its_newline(tmp_path: Path) -> None:
 
     assert audit(read([path])).fine
     assert audit(read([path])).truncated == []
+
+
+def test_a_copy_of_a_log_is_refused_be_it_whole_or_older(tmp_path: Path) -> None:
+    whole = log(tmp_path / "w1.log", [started(f"t{n}") for n in range(200)])
+    for part in (whole.stat().st_size, 3000, 100_00):
+        copy = tmp_path / f"copy-{part}"
+        copy.write_bytes(whole.read_bytes()[:part])
+        for paths in ([whole, copy], [copy, whole]):
+            with pytest.raises(InvalidLog, match=f"{paths[1].name}, line 1: begins as .*{paths[0].name} does"):
+                audit(read(paths))
+    log(tmp_path / "empty", [])
+    other = log(tmp_path / "w2.log", [started("t0", "w2")])
+    audit(read([whole, other, tmp_path / "empty", whole]))
+
+
+def test_what_a_power_cut_leaves_is_passed_by(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.write_bytes(b"\0" * 600 + b"\n" + json.dumps(started("a")).encode() + b"\n" + b'{"time": 1' + b"\0" * 90
+                     + json.dumps(done("a")).encode() + b"\n" + b"\0" * 50)
+
+    assert [each["event"] for each in read([path])] == ["started", "truncated", "done"]
 
 
 def test_the_cut_line_itself_proves_nothing(tmp_path: Path) -> None:

@@ -109,7 +109,7 @@ CALLS = [
     (parser, ["--queue", "amq.x"], "--queue: 'amq.x' begins with amq."),
     (with_commands, [], "the following arguments are required: COMMAND"),
     (with_commands, ["stauts"], "invalid choice: 'stauts'"),
-    (with_commands, ["status", "--wacht", "2"], "there is no option '--wacht': did you mean --watch?"),
+    (with_commands, ["status", "--wacht", "2"], "status has no option '--wacht': did you mean --watch?"),
     (with_commands, ["status", "--watch", "x"], "--watch: 'x' is not a whole number"),
 ]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -116,7 +117,7 @@ OF_ADMIN = [
     call("", "required: COMMAND", *HELP),
     call("''", "invalid choice: ''", "status", *HELP),
     call("stauts", "invalid choice: 'stauts'", "status", *HELP),
-    call("status --wacht", "there is no option '--wacht'", "did you mean --watch?", *HELP),
+    call("status --wacht", "status has no option '--wacht'", "did you mean --watch?", *HELP),
     call("status --watch 0", "--watch: '0'", FROM_1, "(try: admin.py status --help)"),
     call("dead --limit NaN", "--limit: 'NaN'", FROM_1, "(try: admin.py dead --help)"),
     call("replay", "name the dead letters, or say --all (and not both)"),
@@ -259,3 +260,13 @@ def test_a_wrong_call_is_answered_in_one_line(
     for words in row.words:
         assert words in err
     assert SECRET not in err
+
+
+@pytest.mark.parametrize("script", ["producer.py", "worker.py", "admin.py", "demo.py"])
+def test_a_python_without_the_packages_is_answered_in_one_line(script: str) -> None:
+    """-S: without site-packages. Who forgets to activate the .venv meets this first."""
+    here = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-S", script], cwd=here, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"{script}: {sys.executable} has no pika and no rich (")
+    assert done.stderr.count("\n") == 1
