@@ -54,7 +54,8 @@ def perform(options: Any, tasks: Sequence[Task], signals: Signals) -> int:
                 with view, Stage(signals, view.event, {"AMQP_URL": rabbitmq.url}) as stage:
                     chapters = CHAPTERS if options.scenario == "all" else (options.scenario,)
                     Story(
-                        stage, view, queue, rabbitmq.node, tasks=tasks, workers=options.workers, chapters=chapters
+                        stage, view, queue, rabbitmq.node, tasks=tasks, workers=options.workers, chapters=chapters,
+                        pause=options.pause,
                     ).play()
             except Missed as missed:
                 complain(missed.words)
@@ -111,6 +112,7 @@ def parse(argv: Sequence[str] | None) -> Any:
     parser.add_argument("--tasks", type=positive, metavar="N", help="make N sample tasks instead")
     parser.add_argument("--seed", type=int, metavar="N", help="make the same sample tasks each time")
     parser.add_argument("--workers", type=positive, metavar="N", default=3, help="how many at first (%(default)s)")
+    parser.add_argument("--pause", action="store_true", help="wait for Enter before each chapter")
     parser.add_argument("--save", metavar="FILE.svg", help="keep the timeline as a picture")
     parser.add_argument("--url", metavar="URLS", help="RabbitMQ ($AMQP_URL, else a private one)")
     options = parser.parse_args(argv)
@@ -132,6 +134,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         tasks = samples(options.tasks or SAMPLES, options.seed)
     else:
         tasks = read(options.file or str(EXAMPLES))
+        if not options.file and options.scenario not in ("all", "retry"):  # one chapter shows one thing
+            tasks = [task for task in tasks if not task.get("fail_attempts")]
     with Signals() as signals:
         try:
             return perform(options, tasks, signals)

@@ -6,6 +6,7 @@ its last line cut short, and whoever reads the lines (the demo, admin.py audit) 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -64,6 +65,11 @@ WORDS = {
     "replayed": Word("replayed", "green", "{id}"),
 }  # fmt: skip
 
+# With --json into a file, and a person at the terminal: what they would wait for in vain.
+ASIDE = {
+    "connected", "connection_lost", "waiting", "blocked", "unblocked", "cancelled", "stopping", "finished", "stopped"
+}  # fmt: skip
+
 _JSON: dict[type, Any] = {  # how a fact of this type reads; every other one as json.dumps has it
     str: json.encoder.encode_basestring_ascii,
     int: int.__repr__,
@@ -75,8 +81,9 @@ _JSON: dict[type, Any] = {  # how a fact of this type reads; every other one as 
 class Events:
     """Tells what happens to `who` (a worker's id, or "producer") on `stream` (default: stdout).
 
-    as_json: JSON Lines, keys in the order time (unix seconds), event, who, then the facts. Otherwise lines for a
-    person; with colours and a bar for the running task if the stream is a terminal (and TERM is not "dumb").
+    as_json: JSON Lines, keys in the order time (unix seconds), event, who, then the facts; changes of state also for a
+    person on stderr, if that is a terminal and the stream is none. Otherwise lines for a person; with colours and a bar
+    for the running task if the stream is a terminal (and TERM is not "dumb").
 
     Every method raises OSError if the stream takes no more: BrokenPipeError when its reader went away, ENOSPC when
     the disk is full. The caller must not go on as if the event were told: a worker that can't tell `done` must not
@@ -100,6 +107,9 @@ class Events:
         self._last_reason: object = None
         self._pending: deque[tuple[str, str, dict[str, Any]]] = deque()
         self._screen: Screen | None = None
+        self._aside: Events | None = None
+        if as_json and sys.stderr is not None and sys.stderr.isatty() and not self._stream.isatty():
+            self._aside = Events(who, stream=sys.stderr)
         if not as_json and self._stream.isatty() and os.environ.get("TERM") != "dumb":
             from tareas.screen import Screen  # rich takes its time to import: only where it is seen
 
@@ -112,6 +122,9 @@ class Events:
             if name in facts:
                 facts[name] = cut(str(facts[name]))
         self._write(word, self._as_json(word, facts) if self.as_json else self._in_words(word, facts), facts)
+        if self._aside is not None and word in ASIDE:
+            with contextlib.suppress(OSError):  # the terminal is gone: the log is what counts
+                self._aside.tell(word, **facts)
 
     def progress(self, confirmed: int, total: int | None, seconds: float) -> None:
         """Show how far a long input is: tasks confirmed, of how many (None: unknown), in how many seconds.
@@ -135,8 +148,9 @@ class Events:
 
     def close(self) -> None:
         """Leave the terminal clean. Never raises; calling it twice is fine."""
-        if self._screen is not None:
-            self._screen.close()
+        for shown in (self._screen, self._aside):
+            if shown is not None:
+                shown.close()
         if self.broken is not None:
             leave(self._stream)
 

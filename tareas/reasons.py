@@ -27,6 +27,7 @@ from pika.exceptions import (
 from tareas.addresses import Address
 from tareas.cli import Trouble, quoted
 
+HOW_TO_START = " (start RabbitMQ: docker compose up -d rabbitmq, or make broker)"
 ANSWER_TIMEOUT = 30  # seconds to wait for the answer to one call: pika alone would wait for ever
 
 # What a call to pika may raise when the connection is bad. ValueError: a second timed process_data_events() on a
@@ -104,8 +105,7 @@ def explain(error: BaseException, address: Address) -> str:
          " (name its authority with ?cafile=FILE in the URL)"),
         (lambda e: isinstance(e, ssl.SSLError), f"TLS with {at} failed (amqps:// needs RabbitMQ's TLS port, 5671 as a"
          " rule, and perhaps a client certificate: ?certfile=&keyfile=)"),
-        (lambda e: isinstance(e, ConnectionRefusedError), f"nobody listens at {at}"
-         " (start RabbitMQ: docker compose up -d rabbitmq, or make broker)"),
+        (lambda e: isinstance(e, ConnectionRefusedError), f"nobody listens at {at}{HOW_TO_START}"),
         (lambda e: isinstance(e, socket.gaierror), f"the host of {at} is unknown (check the URL, or the network)"),
         (lambda e: isinstance(e, AMQPHeartbeatTimeout), f"no heartbeat from {at}: it, or the network, stands still"),
         # ConnectionOpenAborted: what SelectConnection makes of its own timeout.

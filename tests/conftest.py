@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import uuid
 from collections.abc import Iterator
@@ -80,7 +81,8 @@ def one_version() -> Programs:
 def compose_settings(programs: Programs) -> list[str]:
     """The lines of rabbitmq.conf in the compose files, but for what makes a cluster: others test that."""
     single, cluster = (
-        yaml.safe_load((ROOT / file).read_text())["configs"]["rabbitmq"]["content"].splitlines()
+        re.sub(r"\$\{\w+:\+.*?\}", "", yaml.safe_load((ROOT / file).read_text())["configs"]["rabbitmq"]["content"])
+        .splitlines()
         for file in ("docker-compose.yml", "compose.cluster.yml")
     )
     settings = [line for line in cluster if not line.startswith("cluster_formation")]

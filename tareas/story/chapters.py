@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -36,6 +37,7 @@ class Narrator(Protocol):
     work: dict[str, float]
 
     def announce(self, sentence: str) -> None: ...
+    def paused(self) -> contextlib.AbstractContextManager[None]: ...
     def note(self, sentence: str) -> None: ...
 
 
@@ -43,13 +45,16 @@ class Story:
     """Some of CHAPTERS on a stage, between `open` and `close`. No task is published twice; each chapter has its own.
 
     node: the RabbitMQ that may be killed, None when it is not ours. tasks: their ids differ. workers: at first.
+    pause: wait for Enter before each chapter.
     """
 
     def __init__(
         self, stage: Stage, view: Narrator, queue: str, node: Broker | None, *,
-        tasks: Sequence[Task], workers: int, chapters: Sequence[str] = CHAPTERS,
+        tasks: Sequence[Task], workers: int, chapters: Sequence[str] = CHAPTERS, pause: bool = False,
     ) -> None:
         self.stage = stage
+        self.view = view
+        self.pause = pause
         self.announce = view.announce
         self.note = view.note
         self.work = view.work
@@ -66,10 +71,11 @@ class Story:
 
     def play(self) -> None:
         """All of it. Raises Missed or Trouble when something does not come out as told, Interrupted after a signal."""
-        self.open()
-        for chapter in self.chapters:
+        for chapter in ("open", *self.chapters, "close"):
+            if self.pause and chapter != "open":
+                with self.view.paused():
+                    self.stage.wait_for_enter()
             getattr(self, chapter)()
-        self.close()
 
     # -- chapters
 
@@ -108,6 +114,8 @@ class Story:
 
     def late(self) -> None:
         share = self.shares["late"]
+        at_work = min(len(self.workers), len(self.shares["open"]))
+        self._wait("the others at work", lambda: len(self._ids("done", "dead_lettered")) >= at_work)
         self.announce("A new worker joins late. It only asks for tasks (basic_consume), nobody has to tell RabbitMQ"
                       f" beforehand. The producer publishes {len(share)} more.")
         worker = self._new_worker()
@@ -180,10 +188,12 @@ class Story:
         return worker
 
     def _publish(self, tasks: list[Task]) -> None:
-        """Start a producer, and wait for nothing: the workers may be in the middle of its tasks when it ends."""
+        """Start a producer, and wait until it says that it has finished: what it says belongs to this chapter."""
         self._published |= {task["id"] for task in tasks}
         text = "".join(json.dumps(task) + "\n" for task in tasks)
+        before, events = len(self.stage.events), self.stage.events
         self.stage.start("producer", "producer.py", "-", *self.options, text=text, ends=True)
+        self._wait("the producer finished", lambda: any(event["event"] == "finished" for event in events[before:]))
 
     def _another_long_one(self) -> Task:
         task = own(LONG, self.tasks)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -176,6 +177,14 @@ class Stage:
         """Let time pass, and listen. Raises what wait_for raises."""
         until = time.monotonic() + seconds
         self.wait_for("time to pass", lambda: time.monotonic() >= until, seconds=seconds + DEADLINE)
+
+    def wait_for_enter(self) -> None:
+        """Wait until a line is typed, or standard input ends, and listen meanwhile. Raises what wait_for raises."""
+        # A thread, for Windows can't wait for a terminal and for others at once; os.read, for a thread that is amid
+        # sys.stdin.readline when Python ends is a fatal error.
+        typist = threading.Thread(target=lambda: os.read(0, 4096), daemon=True)
+        typist.start()
+        self.wait_for("Enter", lambda: not typist.is_alive(), seconds=math.inf)
 
     def _add(self, event: Event) -> None:
         with self._news:

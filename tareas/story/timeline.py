@@ -139,6 +139,9 @@ class Row:
 
     def bar(self, start: int, end: int, label: str, mark: str, fill: str = "=") -> None:
         start = max(min(start, len(self._cells) - len(label) - len(mark)), self._free, 0)
+        room = start + len(label) + len(mark) < len(self._cells)
+        if room and 0 < start == self._free and (self._cells[start - 1] + label[:1]).isalnum():
+            start += 1  # tasks 5 and 7 are not 57
         length = max(end - start, len(label) + len(mark))
         text = label + fill * (length - len(label) - len(mark)) + mark
         for offset, character in enumerate(text[: len(self._cells) - start]):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import sys
 import textwrap
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -20,6 +21,7 @@ from rich.text import Text
 
 from tareas.cli import quoted
 from tareas.events import WORDS, Events, printable
+from tareas.reasons import HOW_TO_START
 from tareas.story.timeline import AGAIN, KEY, Event, bars, by_number, draw
 
 WIDTH = 80
@@ -49,6 +51,8 @@ class Telling:
         self._text.truncate()
         if who not in self._tellers:
             self._tellers[who] = Events(who, stream=self._text)
+        if "reason" in facts:  # the demo starts RabbitMQ itself
+            facts["reason"] = str(facts["reason"]).removesuffix(HOW_TO_START)
         self._tellers[who].tell(word, **facts)
         return self._text.getvalue().rstrip("\n")
 
@@ -84,6 +88,19 @@ class View:
         if self._live:
             self._live.stop()
             self._live = None
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """A pause of the story, until a person wants to go on. Without the panel, which what they type would spoil."""
+        self._say("")
+        self._paragraph("", "-- Enter goes on", "bold reverse")
+        if self._live:
+            self._live.stop()
+        try:
+            yield
+        finally:
+            if self._live:
+                self._live.start()
 
     def announce(self, sentence: str) -> None:
         """A new step of the story."""

@@ -69,9 +69,13 @@ def test_the_walk_through_prints_what_the_page_shows(queue: str, run: Run) -> No
     assert shapes(second.lines) == shapes(shown(ENGLISH, "worker-2  connected"))
 
 
-def test_dead_letters_are_listed_replayed_and_discarded_as_the_page_says(queue: str, run: Run) -> None:
-    bodies = [f'{{"id": "{name}", "complexity": 0, "fail_attempts": 9}}\n' for name in ("bad", "import-01")]
-    assert run("producer.py", "-", "--queue", queue, stdin="".join(bodies)).wait() == 0
+def test_dead_letters_are_listed_replayed_and_discarded_as_the_page_says(
+    queue: str, run: Run, shell: dict[str, str]
+) -> None:
+    (publish,) = (command for command in commands(ENGLISH) if command.startswith("echo"))
+    for name in ("bad", "import-01"):
+        done = pasted(f"{publish} --queue {queue}".replace('"bad"', f'"{name}"'), ROOT, shell)
+        assert done.returncode == 0 and "1 of 1 confirmed" in done.stdout, done.stderr
     drained = run("worker.py", "worker-1", "--drain", "--retry-delay", 0, "--queue", queue)
     assert drained.wait() == 3
 
@@ -79,6 +83,7 @@ def test_dead_letters_are_listed_replayed_and_discarded_as_the_page_says(queue: 
     listed = run(*typed("python admin.py dead"), "--queue", queue)
     assert listed.wait() == 0
     assert shapes(shown(ENGLISH, "bad  dead")) <= shapes(listed.lines)
+    assert " after 5 attempts, 53 bytes" in listed.out and " 53 bytes" in shown(ENGLISH, "bad  dead")[0]
     replayed = run(*typed("python admin.py replay bad"), "--queue", queue)
     assert replayed.wait() == 0 and "bad  replayed" in replayed.out
     discarded = run(*typed("python admin.py discard --all"), "--queue", queue, tty=True)

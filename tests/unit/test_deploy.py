@@ -28,9 +28,10 @@ def load(file: str, **environment: str) -> Any:
     """The file as Compose reads it: ${NAME:-default} filled in, then YAML."""
 
     def fill(found: re.Match[str]) -> str:
-        return environment.get(found[1]) or found[2]
+        given = environment.get(found[1])
+        return given or found[3] if found[2] == "-" else found[3] if given else ""
 
-    return yaml.safe_load(re.sub(r"\$\{(\w+):-([^}]*)\}", fill, (ROOT / file).read_text()))
+    return yaml.safe_load(re.sub(r"\$\{(\w+):([-+])([^}]*)\}", fill, (ROOT / file).read_text()))
 
 
 def nodes(config: Any) -> dict[str, Any]:
@@ -64,6 +65,15 @@ def test_ports_are_open_on_the_loopback_only(file: str) -> None:
     elsewhere = {name: str(number) for number, name in enumerate(names, 7001)}
     moved = [port for service in load(file, **elsewhere)["services"].values() for port in service.get("ports", [])]
     assert {port.split(":")[1] for port in moved} == set(elsewhere.values())
+
+
+def test_who_opens_the_port_shuts_guest_out() -> None:
+    def settings(**environment: str) -> list[str]:
+        lines: list[str] = load("docker-compose.yml", **environment)["configs"]["rabbitmq"]["content"].splitlines()
+        return [line for line in lines if not line.startswith("#")]
+
+    assert "loopback_users.guest = false" in settings()
+    assert [line for line in settings(RABBITMQ_BIND="0.0.0.0") if "guest" in line] == []
 
 
 @EACH

@@ -472,6 +472,20 @@ def test_a_running_task_has_a_bar_and_leaves_nothing_behind(terminal: Terminal) 
     ]
 
 
+def test_with_json_into_a_file_a_person_at_the_terminal_sees_the_changes_of_state(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stderr", terminal.stream)
+    log = io.StringIO()
+    events = Events("worker-1", as_json=True, stream=log)
+    events.tell("started", id="task-1", attempt=1, redelivered=False)
+    events.tell("stopping", reason="Ctrl+C: nothing in hand")
+    events.close()
+    terminal.end()
+    assert re.sub(r"\x1b\[[0-9;]*m", "", terminal.raw) == "worker-1  stopping  Ctrl+C: nothing in hand\r\n"
+    assert [json.loads(line)["event"] for line in log.getvalue().splitlines()] == ["started", "stopping"]
+
+
 def test_a_terminal_shows_how_long_there_is_no_connection(terminal: Terminal) -> None:
     events = Events("worker-1", stream=terminal.stream)
     events.tell("waiting", seconds=0.25, reason="nobody listens")
