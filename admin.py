@@ -147,7 +147,7 @@ def replay_dead(args: Namespace) -> int:
 
     def tell(each: letter.DeadLetter, without: list[str]) -> None:
         if args.json:
-            events.tell("replayed", id=each.task and each.id, letter=each.id, without=without)
+            events.tell("replayed", id=each.task_id, letter=each.id, without=without)
         else:
             note = f" (without {' and '.join(without)})" if without else ""
             say(f"{each.id}  replayed{note}")

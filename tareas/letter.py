@@ -25,9 +25,9 @@ LATEST = 253_402_300_800  # unix seconds: the year 10000, which no calendar show
 class DeadLetter:
     """One message of the dead-letter queue, taken and not yet settled.
 
-    id: the task's, else the message's, else "body-" and a digest of the body: something to name it by, printable.
-    task: None when the body is no task. reason: None when nobody gave one. attempts, worker, time (unix seconds): None
-    when not known, as for what RabbitMQ dead-lettered itself.
+    id: the body's, else the message's, else "body-" and a digest of the body: something to name it by, printable.
+    task: None when the body is no task; task_id: the id that it has nevertheless, if any. reason: None when nobody gave
+    one. attempts, worker, time (unix seconds): None when not known, as for what RabbitMQ dead-lettered itself.
     """
 
     tag: int
@@ -35,6 +35,7 @@ class DeadLetter:
     properties: pika.BasicProperties
     id: str
     task: dict[str, Any] | None
+    task_id: str | None
     reason: str | None
     attempts: int | None
     worker: str | None
@@ -44,10 +45,12 @@ class DeadLetter:
 def read(tag: int, properties: pika.BasicProperties, body: bytes) -> DeadLetter:
     """Understand a message of the dead-letter queue; whatever a stranger wrote into it, this does not raise."""
     headers = {} if properties.headers is None else properties.headers
+    task: dict[str, Any] | None = None
     try:
-        task: dict[str, Any] | None = decode(body, simulated=False)
-    except InvalidTask:
-        task = None
+        task = decode(body, simulated=False)
+        task_id: str | None = task["id"]
+    except InvalidTask as error:
+        task_id = error.task_id
     mark, worker, attempts = (headers.get(f"tareas-{name}") for name in ("reason", "worker", "attempts"))
     reason, at = (mark if isinstance(mark, str) else None), _time(headers.get("tareas-time"))
     if reason is None:
@@ -56,8 +59,9 @@ def read(tag: int, properties: pika.BasicProperties, body: bytes) -> DeadLetter:
         tag,
         body,
         properties,
-        id=task["id"] if task else _name(properties.message_id, body),
+        id=task_id or _name(properties.message_id, body),
         task=task,
+        task_id=task_id,
         reason=reason,
         attempts=int(attempts) if isinstance(attempts, int) and attempts >= 0 else None,
         worker=worker if isinstance(worker, str) else None,
