@@ -96,7 +96,8 @@ class Producer:
                         break
                     error = self._error or pika.exceptions.StreamLostError("the connection ended")
                     if isinstance(error, Trouble):
-                        raise type(error)(f"{error}; {self._summary()}")
+                        error.args = (f"{error}; {self._summary(left=True)}",)
+                        raise error
                     reason = reasons.explain(error, self._address)
                     if self._ready:
                         self.tell("connection_lost", reason=reason)
@@ -106,7 +107,8 @@ class Producer:
                     if self.stopping.requested and not self._window and not self._window.again:
                         break
                     if self.connect_timeout is not None and time.monotonic() - began > self.connect_timeout:
-                        raise Trouble(f"no connection within {self.connect_timeout:g} s: {reason}; {self._summary()}")
+                        raise Trouble(f"no connection within {self.connect_timeout:g} s: {reason}; "
+                                      f"{self._summary(left=True)}")
                     self._window.lost()
                     self.stopping.rest(self._next_rest(reason))
             except Abandoned:
@@ -316,8 +318,12 @@ class Producer:
 
     # -- what it says
 
-    def _summary(self) -> str:
-        return f"{self.confirmed} of the {self.published} tasks read are confirmed"
+    def _summary(self, left: bool = False) -> str:
+        if not self.published:
+            return "nothing is published"
+        not_published = self._left() if left else ""
+        return (f"{self.confirmed:,} of the {self.published:,} tasks read are confirmed"
+                + (f"; not published: {not_published}" if not_published else ""))
 
     def _left(self) -> str:
         """What a stop has left unpublished, and that tasks before it may be so, too; empty if it has left nothing."""

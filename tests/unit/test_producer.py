@@ -704,6 +704,23 @@ def test_no_connection_within_the_time_allowed_says_what_is_confirmed(play: Star
     assert str(played.error).endswith("; 1 of the 3 tasks read are confirmed")
 
 
+def test_no_connection_within_the_time_allowed_says_where_to_go_on(
+    play: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def steps(rabbitmq: Connection) -> Iterator[None]:
+        rabbitmq.ack(1)
+        yield
+        rabbitmq.lose()
+        yield
+
+    source = Given(*items(3))
+    monkeypatch.setattr(source, "left", lambda: "line 4 and on of x (tail -n +4)")
+    played = play(source, Connection(steps), connect_timeout=-1)
+    assert str(played.error).endswith(
+        "; not published: line 4 and on of x (tail -n +4); unconfirmed before it: 2"
+    )
+
+
 # -- signals
 
 
