@@ -70,6 +70,8 @@ ASIDE = {
     "connected", "connection_lost", "waiting", "blocked", "unblocked", "cancelled", "stopping", "finished", "stopped"
 }  # fmt: skip
 
+LOSSES = {"connection_lost", "cancelled", "waiting"}  # whose reasons follow each other
+
 _JSON: dict[type, Any] = {  # how a fact of this type reads; every other one as json.dumps has it
     str: json.encoder.encode_basestring_ascii,
     int: int.__repr__,
@@ -203,7 +205,8 @@ class Events:
         shown["left"] = f"; not published: {shown['left']}" if "left" in facts else ""
         reason = facts.get("reason")
         shown["because"] = f": {shown['reason']}" if reason and reason != self._last_reason else ""  # once is enough
-        self._last_reason = reason
+        if word in LOSSES:
+            self._last_reason = reason
         text = text.format_map(shown)
         return text if self._screen is not None else f"{self._shown_who}  {label:<9} {text}".rstrip() + "\n"
 

@@ -152,7 +152,11 @@ class Chart:
         for slope in (7, -7):
             self.page.line(x - 7, y - slope, x + 7, y + slope, RED, 3)
         again = next((other for other in self.attempts if other.id == bar.id and other.start > bar.start), None)
-        text = f"killed: {self.labels[bar.id]} is delivered again, to {again.who}" if again else "killed"
+        text = "killed"
+        if again:
+            named = [f"killed: {name} is delivered again, to {again.who}"
+                     for name in (printable(bar.id), self.labels[bar.id])]
+            text = next((each for each in named if x + 10 + width(each) <= RIGHT), named[-1])
         self.page.text(min(x + 10, RIGHT - width(text)), y + 4, text, RED, bold=True)
 
 

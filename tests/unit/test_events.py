@@ -413,10 +413,12 @@ def test_the_reason_of_a_lost_connection_is_not_said_again_while_waiting() -> No
     stream = io.StringIO()
     events = Events("worker-1", stream=stream)
     events.tell("connection_lost", reason="nobody listens")
+    events.tell("discarded", id="a", attempt=1, reason="too late")
     events.tell("waiting", seconds=0.25, reason="nobody listens")
     events.tell("waiting", seconds=0.5, reason="login refused")
     assert stream.getvalue().splitlines() == [
         "worker-1  cut off   nobody listens",
+        "worker-1  discarded the result of a: too late",
         "worker-1  waiting   trying again in 0.25 s",
         "worker-1  waiting   trying again in 0.50 s: login refused",
     ]

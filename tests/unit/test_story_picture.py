@@ -61,7 +61,7 @@ def test_one_row_per_worker_and_one_bar_per_attempt_where_and_as_long_as_it_was(
 def test_the_kill_the_redelivery_and_the_outage_are_marked() -> None:
     seen = Seen(draw(STORY, VERDICT, True))
     assert seen.bar("task-0002: 4.00 s, its worker was killed")
-    kill = "killed: 2 is delivered again, to worker-1"
+    kill = "killed: task-0002 is delivered again, to worker-1"
     assert kill in seen.texts
     assert abs(seen.text_at(kill)[1] - seen.text_at("worker-2")[1]) < 1
     (outage,) = [rect for rect, title in seen.titles if title == "RabbitMQ was down for 1.0 s"]
