@@ -384,6 +384,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         handler = handlers.load(options.handler)
     events = Events(options.worker_id, as_json=options.json, stream=stdout)
     try:
+        sys.stdout = events.for_others() or sys.stdout  # what a handler prints does not run into the bar
         return Worker(
             options.worker_id, url=options.url, queue=options.queue, handler=handler, drain=options.drain,
             max_attempts=options.max_attempts, retry_delay=options.retry_delay, grace=options.grace,

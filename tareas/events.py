@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO, cast
 
 from tareas.cli import leave
 
@@ -147,6 +147,14 @@ class Events:
         if self._screen is not None:
             with self._lock:
                 self._screen.running(self._shown(task_id), seconds, "resting")
+
+    def for_others(self) -> TextIO | None:
+        """On a terminal, a stream for what else is written to it: with the bar below, not amid it. Else None."""
+        if self._screen is None:
+            return None
+        from tareas.screen import Above
+
+        return cast(TextIO, Above(self._screen, self._stream))
 
     def close(self) -> None:
         """Leave the terminal clean. Never raises; calling it twice is fine."""

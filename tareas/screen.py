@@ -7,6 +7,7 @@ process that is killed leaves a terminal that works. Only tareas.events imports 
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import signal
 import threading
@@ -46,6 +47,7 @@ class Screen:
         self._live: Callable[[], Text] | None = None  # draws the line
         self._since: float | None = None  # when the running task began
         self._drawn = 0  # columns of the line that is on the screen now
+        self._partial = False  # someone else has written the beginning of a line, and our line must not be drawn
         self._lock = threading.RLock()
         self._running = threading.Event()
         self._closed = False
@@ -61,8 +63,22 @@ class Screen:
         said.highlight_regex(r"REDELIVERED, attempt \d+", self._styles("bold reverse magenta"))
         with self._lock, self._console:  # all of it in one write
             self._erase()
+            if self._partial:
+                self._partial = False
+                self._console.print()
             self._console.print(self._wrapped(line, said))
             self._draw()
+
+    def said(self, text: str) -> None:
+        """Write above the line what is no event."""
+        with self._lock:
+            with self._console:
+                self._erase()
+            self._stream.write(text)
+            self._stream.flush()
+            self._partial = not text.endswith("\n") if text else self._partial
+            with self._console:
+                self._draw()
 
     def _wrapped(self, line: Text, said: Text) -> Text:
         """What is said, behind the label: wrapped between words, each further row under the first. Where there is no
@@ -152,7 +168,7 @@ class Screen:
         return line
 
     def _draw(self) -> None:
-        if self._live is not None and not self._console.legacy_windows:
+        if self._live is not None and not self._partial and not self._console.legacy_windows:
             line = self._live()
             self._drawn = line.cell_len
             self._console.print(line, end="")
@@ -169,3 +185,27 @@ class Screen:
             return max(os.get_terminal_size(self._stream.fileno()).columns or 80, 2)
         except (OSError, ValueError):  # no real terminal
             return 80
+
+
+class Above(io.TextIOBase):
+    """A stdout for others, a handler's print() say: what they write goes above the line that lives."""
+
+    def __init__(self, screen: Screen, stream: TextIO) -> None:
+        self._screen, self._stream = screen, stream
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return self._stream.encoding
+
+    def write(self, text: str) -> int:
+        self._screen.said(text)
+        return len(text)
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+    def isatty(self) -> bool:
+        return True
+
+    def writable(self) -> bool:
+        return True

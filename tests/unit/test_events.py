@@ -474,6 +474,22 @@ def test_a_running_task_has_a_bar_and_leaves_nothing_behind(terminal: Terminal) 
     ]
 
 
+def test_what_a_handler_prints_stands_above_the_bar(terminal: Terminal) -> None:
+    events = Events("worker-1", stream=terminal.stream)
+    others = events.for_others()
+    assert others is not None and others.isatty()
+    events.tell("started", id="task-1", attempt=1, redelivered=False)
+    terminal.wait(lambda t: "running" in t.rows()[-1])
+    print("step 1", file=others)
+    terminal.wait(lambda t: t.rows()[1] == "step 1" and "running" in t.rows()[-1])
+    others.write("half a ")
+    others.write("line")
+    terminal.wait(lambda t: t.rows()[-1] == "half a line")
+    events.tell("done", id="task-1", seconds=1.0)
+    terminal.wait(lambda t: t.rows()[2:4] == ["half a line", "worker-1  done      task-1 in 1.00 s"])
+    assert Events("worker-1", stream=io.StringIO()).for_others() is None
+
+
 def test_with_json_into_a_file_a_person_at_the_terminal_sees_the_changes_of_state(
     terminal: Terminal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
