@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from tareas.local_broker import Node
@@ -45,7 +46,7 @@ def test_last_attempt_spent_on_the_brokers_death(killable: Node, killable_fleet:
     expected: list[str] = []
     for kill in range(kills):
         of_the_queue = kill % 2 == 1
-        limit_deliveries(killable, fleet.queue, of_the_queue)
+        limit_deliveries(fleet, killable, of_the_queue)
         # The worker's bound is one attempt; or it is far away, and the queue's limit is one.
         workers = fleet.start_workers(
             HELD, "--handler", "tests.faults.handlers:hold", "--max-attempts", "100" if of_the_queue else "1"
@@ -69,7 +70,7 @@ def test_last_attempt_spent_on_the_brokers_death(killable: Node, killable_fleet:
             if letter.id not in fleet.dead:  # RabbitMQ's own: no worker tells of it
                 fleet.tell("dead_lettered", id=letter.id, reason=letter.reason)
         fleet.stop_workers()
-    limit_deliveries(killable, fleet.queue, False)
+    limit_deliveries(fleet, killable, False)
     ending = fleet.ends("last attempt spent on a broker's death")
     assert sorted(letter.id for letter in ending.letters) == sorted(expected)
     reasons = {letter.id: letter.reason or "" for letter in ending.letters}
@@ -87,9 +88,15 @@ def wait_dead(fleet: Fleet, expected: list[str]) -> None:
     )
 
 
-def limit_deliveries(node: Node, queue: str, limited: bool) -> None:
+def limit_deliveries(fleet: Fleet, node: Node, limited: bool) -> None:
     """Let RabbitMQ itself dead-letter at the second delivery, or not."""
     if limited:
-        node.ctl("set_policy", "limit", f"^{queue}$", '{"delivery-limit": 0}', "--apply-to", "queues")
+        node.ctl("set_policy", "limit", f"^{fleet.queue}$", '{"delivery-limit": 0}', "--apply-to", "queues")
+
+        def applied() -> bool:
+            listed = json.loads(node.ctl("list_queues", "name", "policy", "--formatter", "json"))
+            return {"name": fleet.queue, "policy": "limit"} in listed
+
+        fleet.wait("the policy is that of the queue", applied)  # once a node was killed before it was
     elif "limit" in node.ctl("list_policies", "--formatter", "json"):
         node.ctl("clear_policy", "limit")
