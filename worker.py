@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Do the tasks of the queue, one at a time: receive, do, acknowledge.
 
-Exit status: 0 fine, 1 trouble, 2 wrong call, 3 dead letters, 130 or 143 signal.
+Exit status: 0 fine, 1 trouble, 2 wrong call, 3 dead letters, 130 2nd Ctrl+C.
     python worker.py worker-1                    # start as many as you like
     python worker.py --drain                     # end when no task waits
     python worker.py --handler builtins:print    # call a function of your own

@@ -52,8 +52,9 @@ def load(name: str) -> Handler:
         found: Any = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name and (module_name == error.name or module_name.startswith(error.name + ".")):
-            where = quoted(os.getcwd())
-            raise WrongCall(f"--handler: no module {quoted(module_name)} in {where} or PYTHONPATH") from None
+            where = f"in {quoted(os.getcwd())} or PYTHONPATH"
+            hint = f" (its name has no .py: {quoted(name.replace('.py:', ':'))})" if module_name.endswith(".py") else ""
+            raise WrongCall(f"--handler: no module {quoted(module_name)} {where}{hint}") from None
         raise WrongCall(f"--handler: module {quoted(module_name)} needs {quoted(str(error.name))}, which is not "
                         "installed") from None
     except (Exception, SystemExit) as error:

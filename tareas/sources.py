@@ -231,6 +231,7 @@ def open_source(name: str) -> Source:
         except (OSError, ValueError) as error:  # ValueError: a null character
             reason = error.strerror if isinstance(error, OSError) else "no file has such a name"
             hint = " (where RabbitMQ is goes after --url)" if "://" in name else ""
+            hint = f" (so many sample tasks: --count {name})" if name.isdecimal() else hint
             raise WrongCall(f"cannot open {argument(name, limit=200)}: {reason}{hint}") from None
         shown = quoted(name, quotes=False)
     try:

@@ -100,7 +100,7 @@ WRONG = {
     "pack.nowhere:work": "--handler: no module 'pack.nowhere' in '{folder}' or PYTHONPATH",
     "mine.nowhere:work": "--handler: no module 'mine.nowhere' in '{folder}' or PYTHONPATH",
     "nowhere.at.all:work": "--handler: no module 'nowhere.at.all' in '{folder}' or PYTHONPATH",
-    "mine.py:work": "--handler: no module 'mine.py' in '{folder}' or PYTHONPATH",
+    "mine.py:work": "--handler: no module 'mine.py' in '{folder}' or PYTHONPATH (its name has no .py: 'mine:work')",
     "./mine:work": "--handler './mine:work' is not of the form module:function",
     ".mine:work": "--handler '.mine:work' is not of the form module:function",
     "..:work": "--handler '..:work' is not of the form module:function",

@@ -83,6 +83,7 @@ OF_PRODUCER = [
     call("big.jsonl", "big.jsonl, line 1: its 1,048,6", "more than 1,048,576", "put big data in a file", NONE),
     call("locked.jsonl", "cannot open 'locked.jsonl'", "Permission denied"),
     call("none.jsonl", "cannot open 'none.jsonl'", "No such file or directory"),
+    call("50", "cannot open '50'", "(so many sample tasks: --count 50)"),
     call("folder", "folder is a folder", "give a file, one task a line"),
     call("''", "cannot open ''", "No such file or directory"),
     call(f"amqp://{LOGIN}@h", "cannot open (not shown", "(where RabbitMQ is goes after --url)"),
