@@ -205,7 +205,7 @@ def audit_logs(args: Namespace) -> int:
                         "be found lost: name the producer's log, too")
     for line in (verdict.line(), *verdict.problems(), *verdict.notes()):
         say(line)
-    return 0 if verdict.fine and not verdict.unfinished else 1
+    return 0 if verdict.fine and not verdict.unfinished and not verdict.pending else 1
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ def perform(options: Any, tasks: Sequence[Task], signals: Signals) -> int:
                     chapters = CHAPTERS if options.scenario == "all" else (options.scenario,)
                     Story(
                         stage, view, queue, rabbitmq.node, tasks=tasks, workers=options.workers, chapters=chapters,
-                        pause=options.pause,
+                        pause=options.pause and sys.stdin is not None,
                     ).play()
             except Missed as missed:
                 complain(missed.words)

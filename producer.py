@@ -32,6 +32,7 @@ from tareas.window import Window
 TICK = 0.1  # seconds between two looks at signals
 FULL_REST = (0.1, 2.0)  # seconds before what RabbitMQ refused is published again: the first rest and the longest
 RENEWED = 5  # refusals in a row after which the channel is replaced: some 3 s, and then every 10 s
+SILENCE = reasons.ANSWER_TIMEOUT  # seconds without a confirm after which the connection is replaced
 SHOWN = 20  # tasks that a person sees confirmed one by one; after them, the progress
 
 
@@ -77,6 +78,7 @@ class Producer:
         self._ever = False
         self._bad_line: BadLine | None = None
         self._progress_due = 0.0
+        self._answered = 0.0  # when RabbitMQ answered last, or was first asked
         self._began = time.monotonic()
 
     # -- the life of a producer
@@ -110,11 +112,13 @@ class Producer:
                         raise Trouble(f"no connection within {self.connect_timeout:g} s: {reason}; "
                                       f"{self._summary(left=True)}")
                     self._window.lost()
-                    self.stopping.rest(self._next_rest(reason))
+                    rest = self._next_rest(reason)
+                    self.events.waiting()
+                    self.stopping.rest(rest)
             except Abandoned:
                 pass
         stopped = 0 if self._complete() else self.stopping.abandoned or self.stopping.requested
-        left = self._left() if stopped else ""
+        left = self._left() if stopped or self._bad_line else ""
         self.tell("finished", published=self.published, confirmed=self.confirmed,
                   seconds=round(time.monotonic() - self._began, 3), **({"left": left} if left else {}))
         if self._bad_line is not None:
@@ -181,6 +185,8 @@ class Producer:
             item = window.again.popleft() if again else self._take()
             if item is None:
                 break
+            if not window:
+                self._answered = time.monotonic()
             window.published(item)
             if self.events.as_json:
                 if again:
@@ -217,6 +223,7 @@ class Producer:
 
     def _on_confirm(self, frame: Any) -> None:
         """RabbitMQ answers for one task, or for all up to one: stored, or not."""
+        self._answered = time.monotonic()
         method = frame.method
         stored = isinstance(method, pika.spec.Basic.Ack)
         for item, returned in self._window.settle(method.delivery_tag, method.multiple):
@@ -266,7 +273,7 @@ class Producer:
 
     def _on_alarm(self, word: str, **facts: Any) -> None:
         self.tell(word, **facts)
-        self._blocked = word == "blocked"
+        self._blocked, self._answered = word == "blocked", time.monotonic()
         self._publish()
 
     def _on_channel_closed(self, channel: Any, reason: Any) -> None:
@@ -293,6 +300,11 @@ class Producer:
                 self._connection.ioloop.stop()
             return
         self._show_progress()
+        silent = time.monotonic() - self._answered
+        if self._window and self._connection.is_open and not self._blocked and silent > SILENCE:
+            # RabbitMQ 4.3 left a thousand unconfirmed for ever after a node that stood still had come back (measured).
+            self._error = self._error or broker.no_answer(SILENCE)
+            self._close()
         self._connection.ioloop.call_later(TICK, self._tick)
 
     def _close(self) -> None:

@@ -85,6 +85,7 @@ class Worker:
         self.attempt = 1  # of the task in hand
         self._in_hand = NOTHING
         self._cancelled = False  # by us
+        self._blocked = False  # by an alarm: RabbitMQ takes nothing
         self._deliveries = 0  # on this connection
         self._since: float | None = None  # when this connection came as far as consuming
         self._ever = False  # has any?
@@ -115,6 +116,9 @@ class Worker:
                 if self.seconds_busy or self.tasks_dead_lettered:
                     self._say_stopped()
                 raise
+            finally:
+                self.keep_alive.end()
+                self._let_go()
         self._say_stopped()
         return status
 
@@ -157,7 +161,9 @@ class Worker:
                 return
             if self.connect_timeout is not None and time.monotonic() - began > self.connect_timeout:
                 raise Trouble(f"no connection within {self.connect_timeout:g} s: {reason}")
-            self.stopping.rest(self.rests.next(reason))
+            rest = self.rests.next(reason)
+            self.events.waiting()
+            self.stopping.rest(rest)
 
     def consume(self, connection: pika.BlockingConnection, address: addresses.Address) -> None:
         """Declare, set the prefetch, consume. Returns when stopped or drained; raises when the connection is lost."""
@@ -168,9 +174,10 @@ class Worker:
         self._dead_letters, self._address = None, address
         self._rabbitmq = broker.version(connection)
         self.tell("connected", address=address.shown)
-        broker.tell_alarms(connection, self.tell)
+        self._blocked = False
+        broker.tell_alarms(connection, self._on_alarm)
         system_calls.spare_system_calls(connection)
-        children.at_fork(self, children.close_socket(connection))
+        children.at_fork(self, Worker._let_go)
         self.keep_alive.serve(connection, float(address.parameters.heartbeat or 0))
         with broker.deadline(connection):
             channel.basic_consume(
@@ -236,8 +243,7 @@ class Worker:
         if self._lost(ch):
             self.tell("discarded", id=task_id, attempt=attempt, reason="the connection was lost while it ran: "
                       "RabbitMQ gives the task to whoever is free")
-            raise self.keep_alive.lost or ConsumerGone("RabbitMQ cancelled the consumer during a task (was the queue "
-                                                       "deleted, or did the task take too long?)")
+        self._raise_if_lost(ch, "a task (was the queue deleted, or did the task take too long?)")
         self._heed_stop(ch)
 
         if failure is None:
@@ -257,7 +263,8 @@ class Worker:
         if self.handler is None:
             handlers.simulate(task_data, self.attempt)
         else:
-            handlers.finish(self.handler(task_data))
+            with children.parent_only():
+                handlers.finish(self.handler(task_data))
 
     def _requeue(self, ch: Any, tag: int, attempt: int, task_id: str) -> None:
         """Give the task back after a rest. It returns to the head of the queue: without the rest, a few tasks that
@@ -269,8 +276,7 @@ class Worker:
         with self.keep_alive:
             self.stopping.rest(rest)
         self._in_hand = NOTHING
-        if self._lost(ch):
-            raise self.keep_alive.lost or ConsumerGone("RabbitMQ cancelled the consumer during a rest")
+        self._raise_if_lost(ch, "a rest")
         self._heed_stop(ch)
         self.tell("requeued", id=task_id, attempt=attempt, rest=round(time.monotonic() - began, 3))
         ch.basic_nack(delivery_tag=tag, requeue=True)
@@ -285,15 +291,15 @@ class Worker:
             if self._dead_letters is None:
                 self._dead_letters = self._connection.channel()
                 self._dead_letters.confirm_delivery()
-            dead_letter.publish(
-                self._dead_letters, self.queue, body, properties, reason, attempts, self.worker_id
-            )
+            with broker.deadline(self._connection, unless=lambda: self._blocked):
+                dead_letter.publish(self._dead_letters, self.queue, body, properties, reason, attempts, self.worker_id)
         except (pika.exceptions.NackError, pika.exceptions.UnroutableError) as error:
             full = isinstance(error, pika.exceptions.NackError)
             what = "is full, or has lost its leader" if full else "does not exist"
             self.rests.say(RETRY_DELAY, f"the dead-letter queue {quoted(broker.dead(self.queue))} {what}")
             with self.keep_alive:
                 self.stopping.rest(RETRY_DELAY)
+            self._raise_if_lost(ch, "a rest")
             if not full:  # connecting anew declares it
                 raise ConsumerGone(f"there is no queue {quoted(broker.dead(self.queue))}") from None
             # A channel of RabbitMQ 3.10 that met the queue while its leader was down refuses for ever (measured).
@@ -328,7 +334,19 @@ class Worker:
         ended = not self._cancelled and broker.consumer_ended(ch, self.worker_id)
         return self.keep_alive.lost is not None or not ch.is_open or ended
 
+    def _raise_if_lost(self, ch: Any, during: str) -> None:
+        if self._lost(ch):
+            raise self.keep_alive.lost or ConsumerGone(f"RabbitMQ cancelled the consumer during {during}")
+
+    def _let_go(self) -> None:
+        """Leave the connection without a word: a forked child must not hold it, nor a worker that has ended."""
+        children.close_socket(self._connection)
+
     # -- what it says
+
+    def _on_alarm(self, word: str, **facts: Any) -> None:
+        self._blocked = word == "blocked"
+        self.tell(word, **facts)
 
     def _say_lost(self, error: Exception) -> None:
         self.tell("connection_lost", reason=reasons.explain(error, self._address))

@@ -18,10 +18,10 @@ import math
 import re
 import sys
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from tareas.events import printable
 
@@ -116,28 +116,42 @@ class Verdict:
 
 
 class _Task:
-    """What is known of one id: a few numbers, so that a million of them fit in memory."""
+    """What is known of one id: little, so that a million of them fit in memory."""
 
-    __slots__ = ("again", "began", "confirms", "deaths", "done", "ended", "plain", "published", "replayed")
+    __slots__ = ("again", "began", "confirms", "ends", "published")
 
     def __init__(self) -> None:
-        self.published = self.again = self.confirms = self.deaths = self.replayed = 0
-        self.began, self.ended = math.inf, -math.inf  # unix seconds: first published, last done or dead
-        self.done = 0
-        self.plain = 0  # those of `done` whose delivery was not flagged as redelivered
+        self.published = self.again = self.confirms = 0
+        self.began = math.inf  # unix seconds: first published
+        self.ends: tuple[Any, ...] = ()  # time, how it ended or was replayed, the next time, and so on
 
-    @property
-    def dead(self) -> bool:
-        return self.deaths > self.replayed
+    def judge(self) -> _Judged:
+        times, kinds = self.ends[::2], self.ends[1::2]
+        fresh = kinds
+        if math.isfinite(self.began):
+            fresh = tuple(kind for time, kind in zip(times, kinds, strict=True) if time >= self.began - EARLIER)
+        plain, announced = fresh.count("done"), fresh.count("done again")
+        deaths, replayed = fresh.count("dead_lettered"), fresh.count("replayed")
+        return _Judged(
+            done=plain + announced,
+            dead=max(deaths - replayed, 0),
+            replayed=replayed > 0,
+            unannounced=plain > max(self.published, 1) + replayed,
+            wanted=min(max(self.published - self.again, 1), self.confirms),
+            earlier=len(fresh) < len(kinds),
+        )
 
-    @property
-    def earlier(self) -> bool:
-        return -math.inf < self.ended < self.began - EARLIER and self.began < math.inf
 
-    def missing(self, left: int) -> bool:
-        """Whether fewer tasks of this id have ended, or are left in the queue, than were confirmed."""
-        wanted = min(max(self.published - self.again, 1), self.confirms)
-        return (0 if self.earlier else self.done + max(self.deaths - self.replayed, 0)) + left < wanted
+class _Judged(NamedTuple):
+    """Of the tasks of one id, without those of earlier runs: how often they were done, how many are dead, how many have
+    to have ended."""
+
+    done: int
+    dead: int
+    replayed: bool
+    unannounced: bool
+    wanted: int
+    earlier: bool
 
 
 def audit(events: Iterable[dict[str, Any]], left: Collection[str] | None = None) -> Verdict:
@@ -152,13 +166,13 @@ def audit(events: Iterable[dict[str, Any]], left: Collection[str] | None = None)
     truncated: list[str] = []
     reasonless: dict[str, None] = {}
     unstarted: dict[str, None] = {}
-    unfinished: dict[str, str] = {}  # producer: what it left
+    unfinished: dict[tuple[str, str], str] = {}  # (log, producer): what it left
     for event in events:
         word, task_id, who = event["event"], event.get("id"), event.get("who", "")
         if who:
             heard[who] = None
         if word == "truncated":
-            truncated.append(f"{event['path']} line {event['line']}")
+            truncated.append(f"{event['log']} line {event['line']}")
         if word == "dead_lettered":
             if not str(event.get("reason") or "").strip():
                 reasonless["(no id)" if task_id is None else task_id] = None
@@ -166,11 +180,12 @@ def audit(events: Iterable[dict[str, Any]], left: Collection[str] | None = None)
         elif word == "replayed":
             nameless -= task_id is None
         elif word in ("published", "confirmed"):
-            unfinished[who] = UNENDED
+            unfinished[event.get("log", ""), who] = UNENDED
         elif word == "finished":
-            unfinished.pop(who, None)
+            unfinished.pop((event.get("log", ""), who), None)
             if event.get("left") or event.get("confirmed") != event.get("published"):
-                unfinished[who] = f"not published: {event['left']}" if event.get("left") else "not all is confirmed"
+                what = f"not published: {event['left']}" if event.get("left") else "not all is confirmed"
+                unfinished[event.get("log", ""), who] = what
         if task_id is None:
             continue
         if word == "started":
@@ -186,39 +201,38 @@ def audit(events: Iterable[dict[str, Any]], left: Collection[str] | None = None)
                 task.began = min(task.began, _time(event, math.inf))
             elif word == "confirmed":
                 task.confirms += 1
-            elif word == "dead_lettered":
-                task.deaths += 1
-                task.ended = max(task.ended, _time(event, -math.inf))
-            elif word == "replayed":
-                task.replayed += 1
             else:
-                task.done += 1
-                task.ended = max(task.ended, _time(event, -math.inf))
-                announced = open_starts.pop((who, task_id), None)
-                if announced is None:
-                    unstarted[task_id] = None
-                task.plain += not announced
+                if word == "done":
+                    announced = open_starts.pop((who, task_id), None)
+                    if announced is None:
+                        unstarted[task_id] = None
+                    word = "done again" if announced else "done"
+                task.ends += (_time(event, math.inf), word)
 
     in_queue = Counter(left or ())
+    judged = {i: task.judge() for i, task in tasks.items()}
+
+    def ids(which: Callable[[_Task, _Judged], object]) -> list[str]:
+        return [i for i, task in tasks.items() if which(task, judged[i])]
+
     return Verdict(
         published=sum(task.published > 0 for task in tasks.values()),
         confirmed=sum(task.confirms > 0 for task in tasks.values()),
-        done=sum(task.done > 0 for task in tasks.values()),
+        done=sum(it.done > 0 for it in judged.values()),
         redelivered=redelivered,
-        dead=max(nameless, 0) + sum(task.dead for task in tasks.values()),
-        replayed=sum(task.replayed > 0 for task in tasks.values()),
-        lost=[i for i, task in tasks.items() if task.missing(in_queue[i])],
-        twice=[i for i, task in tasks.items() if task.done > 1],
-        unannounced=[i for i, task in tasks.items() if task.plain > max(task.published, 1) + task.replayed],
+        dead=max(nameless, 0) + sum(it.dead > 0 for it in judged.values()),
+        replayed=sum(it.replayed for it in judged.values()),
+        lost=[i for i, it in judged.items() if it.done + it.dead + in_queue[i] < it.wanted],
+        twice=ids(lambda task, it: it.done > 1),
+        unannounced=ids(lambda task, it: it.unannounced),
         reasonless=list(reasonless),
         unstarted=list(unstarted),
-        done_and_dead=[i for i, task in tasks.items() if task.done and task.dead],
-        unconfirmed=[i for i, task in tasks.items() if (task.done or task.dead) and not task.confirms],
-        pending=[i for i, task in tasks.items()
-                 if task.published and not task.confirms and not task.done and not task.dead],
-        repeated=[i for i, task in tasks.items() if task.published - task.again > 1],
-        earlier=[i for i, task in tasks.items() if task.earlier],
-        unfinished=[f"{who} ({why})" for who, why in unfinished.items()],
+        done_and_dead=ids(lambda task, it: it.done and it.dead),
+        unconfirmed=ids(lambda task, it: (it.done or it.dead) and not task.confirms),
+        pending=ids(lambda task, it: task.published and not task.confirms and not it.done and not it.dead),
+        repeated=ids(lambda task, it: task.published - task.again > 1),
+        earlier=ids(lambda task, it: it.earlier),
+        unfinished=[f"{who}{f' in {log}' if log else ''} ({why})" for (log, who), why in unfinished.items()],
         heard=list(heard),
         truncated=truncated,
         queue_known=left is not None,
@@ -235,8 +249,8 @@ def read(paths: Iterable[str | Path]) -> Iterator[dict[str, Any]]:
 
     A line that was cut short comes as {"event": "truncated"}: the last one, as a killed process leaves it; or the
     beginning of a line, where a process that was started again has written on behind it.
-    Raises InvalidLog at any other line that is no event and at a log that is a copy of another, OSError for a file that
-    can't be read.
+    Each event has the "log" that it is from. Raises InvalidLog at any other line that is no event and at a log that is
+    a copy of another, OSError for a file that can't be read.
     """
     beginnings: dict[bytes, str] = {}
     for path in dict.fromkeys(str(path) for path in paths):
@@ -254,7 +268,8 @@ def read(paths: Iterable[str | Path]) -> Iterator[dict[str, Any]]:
             for number, whole in enumerate(file, 1):
                 line = whole.replace(b"\0", b"")  # what a power cut can leave of a line that was not on the disk yet
                 if line.strip():
-                    yield from _events(line, name, number)
+                    for event in _events(line, name, number):
+                        yield {**event, "log": name}
 
 
 def _events(line: bytes, path: str, number: int) -> Iterator[dict[str, Any]]:
@@ -266,10 +281,10 @@ def _events(line: bytes, path: str, number: int) -> Iterator[dict[str, Any]]:
         if len(pieces) > 1 and pieces[0][: len(OPENING)] == OPENING[: len(pieces[0])]:
             for piece in pieces:
                 yield from _events(piece, path, number)
-        elif line.endswith(b"\n") or not line.startswith(b"{"):
+        elif not line.startswith(OPENING) and (line.endswith(b"\n") or not line.startswith(b"{")):
             raise InvalidLog(path, number, _reason(error)) from None
         else:
-            yield {"event": "truncated", "path": path, "line": number}
+            yield {"event": "truncated", "line": number}
     else:
         if reason := _not_an_event(event):
             raise InvalidLog(path, number, reason)

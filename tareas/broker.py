@@ -82,24 +82,50 @@ def declare(connection: pika.BlockingConnection, channel: Any, queue: str) -> No
 
 
 @contextlib.contextmanager
-def deadline(connection: pika.BlockingConnection, seconds: float = ANSWER_TIMEOUT) -> Iterator[None]:
-    """End the connection if a call to RabbitMQ gets no answer within so many seconds.
+def deadline(
+    connection: pika.BlockingConnection, seconds: float = ANSWER_TIMEOUT, unless: Callable[[], bool] = lambda: False
+) -> Iterator[None]:
+    """End the connection if a call to RabbitMQ gets no answer within so many seconds; unless: not as long as this.
 
     A queue without its majority never answers a declare, while heartbeats go on: pika would wait for ever. It has no
     public way to bound one call; its own inner connection has timers that run while it waits.
     """
-    timer = give_up_after(seconds, connection)
+    timer = give_up_after(seconds, connection, unless)
     try:
         yield
     finally:
         timer.cancel()
 
 
-def give_up_after(seconds: float, connection: Any) -> Any:
-    """End the connection in so many seconds, unless the timer returned is cancelled before."""
-    inner: Any = getattr(connection, "_impl", connection)
-    reason = StreamLostError(f"no answer within {seconds:g} s")
-    return inner._adapter_call_later(seconds, lambda: inner.is_closed or inner._terminate_stream(reason))
+def give_up_after(seconds: float, connection: Any, unless: Callable[[], bool] = lambda: False) -> GivingUp:
+    """End the connection in so many seconds, or whenever this holds no longer, if what is returned is not cancelled
+    before."""
+    return GivingUp(seconds, getattr(connection, "_impl", connection), unless)
+
+
+class GivingUp:
+    """See give_up_after."""
+
+    def __init__(self, seconds: float, inner: Any, unless: Callable[[], bool]) -> None:
+        self._seconds, self._inner, self._unless = seconds, inner, unless
+        self._again()
+
+    def _again(self) -> None:
+        self._timer = self._inner._adapter_call_later(self._seconds, self._fire)
+
+    def _fire(self) -> None:
+        if self._unless():
+            self._again()
+        elif not self._inner.is_closed:
+            self._inner._terminate_stream(no_answer(self._seconds))
+
+    def cancel(self) -> None:
+        self._timer.cancel()
+
+
+def no_answer(seconds: float) -> StreamLostError:
+    """Why we end a connection that gives none."""
+    return StreamLostError(f"no answer within {seconds:g} s")
 
 
 def version(connection: pika.BlockingConnection) -> tuple[int, ...]:

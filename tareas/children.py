@@ -1,8 +1,9 @@
 """What a process that a handler forks (multiprocessing, os.fork) must not share with its worker.
 
 It inherits the connection's socket: as long as it lives, RabbitMQ would not see that the worker was killed, and keep
-its task for two heartbeats. And it inherits the signal handlers, which take a first SIGTERM for a wish: terminating a
-pool of processes would wait for ever. What is started with `subprocess` inherits neither.
+its task for two heartbeats. It inherits the signal handlers, which take a first SIGTERM for a wish: terminating a pool
+of processes would wait for ever. And locks that a thread held which it does not have. What is started with `subprocess`
+inherits nothing of that.
 """
 
 from __future__ import annotations
@@ -10,47 +11,81 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
-_forking = threading.local()
-_duties: weakref.WeakKeyDictionary[Any, Callable[[], None]] = weakref.WeakKeyDictionary()
+_duties: weakref.WeakKeyDictionary[Any, Callable[[Any], None]] = weakref.WeakKeyDictionary()
 
 
-def at_fork(owner: object, duty: Callable[[], None]) -> None:
-    """From now on each forked process calls this first, as long as the owner lives; one duty an owner."""
+class _Forking(threading.local):
+    def __init__(self) -> None:
+        self.masks: list[Any] = []  # of this thread, before each fork that it is amid
+
+
+_forking = _Forking()
+
+
+def at_fork(owner: Any, duty: Callable[[Any], None]) -> None:
+    """From now on each forked process calls this with the owner first, if that lives; one duty an owner."""
     _duties[owner] = duty
 
 
-def close_socket(connection: Any) -> Callable[[], None]:
-    """The duty to let go of this pika connection without a word to RabbitMQ."""
+def close_socket(connection: Any) -> None:
+    """Let go of this pika connection without a word to RabbitMQ."""
     transport: Any = getattr(getattr(connection, "_impl", None), "_transport", None)
     socket = getattr(transport, "_sock", None)
+    if socket is not None and socket.fileno() >= 0:
+        os.close(socket.detach())
 
-    def close() -> None:
-        if socket is not None and socket.fileno() >= 0:
-            os.close(socket.detach())
 
-    return close
+@contextlib.contextmanager
+def parent_only() -> Iterator[None]:
+    """Around a handler's call: a child that it forked and that comes back ends here, or it would be a second worker."""
+    pid = os.getpid()
+    status: object = 0
+    try:
+        yield
+    except SystemExit as error:
+        status = 0 if error.code is None else error.code
+        raise
+    except BaseException:
+        status = 1
+        raise
+    finally:
+        if os.getpid() != pid:
+            for stream in (sys.stdout, sys.stderr):
+                with contextlib.suppress(AttributeError, OSError, ValueError):
+                    stream.flush()
+            os._exit(status if isinstance(status, int) else 1)
 
 
 def _hold_signals() -> None:
     """What comes between the fork and the child's duties would be lost: it waits until the child can die of it."""
     if _duties and hasattr(signal, "pthread_sigmask"):
-        _forking.mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGALRM})
+        _forking.masks.append(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+        _mask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGALRM})
 
 
 def _let_signals_in() -> None:
-    if (mask := _forking.__dict__.pop("mask", None)) is not None:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    if _forking.masks:
+        _mask(signal.SIG_SETMASK, _forking.masks.pop())
+
+
+def _mask(how: int, mask: Any) -> None:
+    """Python runs the handlers of what is pending in here, and drops what they raise in a hook of a fork. So whoever
+    raises has to do so again: see Stopping."""
+    with contextlib.suppress(BaseException):
+        signal.pthread_sigmask(how, mask)
 
 
 def _in_child() -> None:
-    for duty in list(_duties.values()):
+    for owner, duty in list(_duties.items()):
         with contextlib.suppress(OSError):
-            duty()
+            duty(owner)
+    _duties.clear()  # its own children inherit nothing of it
     _let_signals_in()
 
 

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO, cast
 
 from tareas.cli import leave
@@ -148,13 +149,18 @@ class Events:
             with self._lock:
                 self._screen.running(self._shown(task_id), seconds, "resting")
 
+    def waiting(self) -> None:
+        """A terminal shows for how long there is no connection, until there is one; nowhere else is it an event."""
+        for events in (self, self._aside):
+            if events is not None and events._screen is not None:
+                with events._lock:
+                    events._screen.waiting()
+
     def for_others(self) -> TextIO | None:
         """On a terminal, a stream for what else is written to it: with the bar below, not amid it. Else None."""
         if self._screen is None:
             return None
-        from tareas.screen import Above
-
-        return cast(TextIO, Above(self._screen, self._stream))
+        return cast(TextIO, _ForOthers(self))
 
     def close(self) -> None:
         """Leave the terminal clean. Never raises; calling it twice is fine."""
@@ -184,14 +190,14 @@ class Events:
         if self._screen is None:
             self._stream.write(text)
             self._stream.flush()
+        elif word == "said":
+            self._screen.said(text)
         elif word == "progress":
             self._screen.progress(text, facts["part"])
         else:
             self._screen.show(WORDS[word], text)
             if word == "started":
                 self._screen.running(self._shown(facts["id"]), facts.get("complexity"))
-            elif word == "waiting":
-                self._screen.running("", None, *WORDS[word][:2])
 
     def _as_json(self, word: str, facts: dict[str, Any]) -> str:
         """`{"time": 1764050000.123, "event": "done", "who": "worker-1", "id": "task-0003", ...}` and a newline.
@@ -222,6 +228,27 @@ class Events:
         """As a stream of this encoding can take it."""
         text = cut(printable(text))
         return text if text.isascii() else text.encode(self._encoding, "backslashreplace").decode(self._encoding)
+
+
+class _ForOthers:
+    """A stdout for others: what they write goes above the line that lives, in the order of the events. All else, its
+    `buffer` say, is that of the terminal's own stream."""
+
+    def __init__(self, events: Events) -> None:
+        self._events = events
+
+    def write(self, text: str) -> int:
+        self._events._write("said", text, {})
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        self.write("".join(lines))
+
+    def flush(self) -> None:
+        """Nothing waits here."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._events._stream, name)
 
 
 def cut(text: str) -> str:

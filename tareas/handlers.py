@@ -14,7 +14,10 @@ from tareas.cli import WrongCall, masked, quoted
 
 Handler = Callable[[dict[str, Any]], Any]
 LONGEST = 500  # characters of an error
-OURS = ("__main__", "worker", "tareas.handlers")  # the modules between a worker's `try` and a handler
+HERE = os.path.dirname(os.path.abspath(__file__))
+# Between a worker's `try` and a handler.
+OURS = {os.path.join(HERE, "handlers.py"), os.path.join(HERE, "children.py"),
+        os.path.join(os.path.dirname(HERE), "worker.py")}  # fmt: skip
 
 
 class SimulatedFailure(Exception):
@@ -112,7 +115,7 @@ def _place(error: BaseException) -> str:
     file, line, trace = "", 0, error.__traceback__
     while trace is not None:
         name = trace.tb_frame.f_code.co_filename
-        if name == file or (not file and trace.tb_frame.f_globals.get("__name__") not in OURS):
+        if name == file or (not file and os.path.abspath(trace.tb_frame.f_globals.get("__file__") or "") not in OURS):
             file, line = name, trace.tb_lineno
         trace = trace.tb_next
     return f" ({os.path.basename(file)}, line {line})" if file else ""

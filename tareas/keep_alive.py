@@ -52,6 +52,11 @@ class KeepAlive:
             self._thread = threading.Thread(target=self._run, name="keep-alive", daemon=True)
             self._thread.start()
 
+    def end(self) -> None:
+        """Serve nothing any more; the helper ends at its next turn."""
+        with self._lock:
+            self._connection = self._since = self._thread = None
+
     def __enter__(self) -> KeepAlive:
         self._since = time.monotonic()
         return self
@@ -68,7 +73,7 @@ class KeepAlive:
             # A signal must wake the main thread, where Python runs the handlers.
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGALRM})
         prompt = True  # whether the task lets us run when we want to
-        while True:
+        while self._thread is threading.current_thread():
             if prompt:
                 began = time.monotonic()
                 time.sleep(self._turn)

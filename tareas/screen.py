@@ -7,7 +7,6 @@ process that is killed leaves a terminal that works. Only tareas.events imports 
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import signal
 import threading
@@ -19,6 +18,8 @@ from rich.console import Console
 from rich.control import Control
 from rich.segment import ControlType
 from rich.text import Text
+
+from tareas.children import at_fork
 
 if TYPE_CHECKING:
     from rich.console import OverflowMethod
@@ -46,9 +47,11 @@ class Screen:
         self._bar = "━─" if (self._console.encoding or "").startswith("utf") else "#-"
         self._live: Callable[[], Text] | None = None  # draws the line
         self._since: float | None = None  # when the running task began
+        self._label = ""  # of the line that lives
         self._drawn = 0  # columns of the line that is on the screen now
         self._partial = False  # someone else has written the beginning of a line, and our line must not be drawn
         self._lock = threading.RLock()
+        at_fork(self, Screen._in_child)
         self._running = threading.Event()
         self._closed = False
         self._ticker: threading.Thread | None = None
@@ -56,7 +59,7 @@ class Screen:
     def show(self, word: Word, text: str) -> None:
         """Print an event above the line."""
         if word.ends:
-            self._live = self._since = None
+            self._live, self._since, self._label = None, None, ""
             self._running.clear()
         line = Text.assemble(f"{self._who}  ", (f"{word.label:<9}", self._styles(word.style)), " ")
         said = Text(text)
@@ -95,6 +98,11 @@ class Screen:
         line.no_wrap, line.overflow = True, "ignore"
         return line
 
+    def waiting(self) -> None:
+        """From now on, or still, the line shows for how long there is no connection."""
+        if self._label != "waiting":
+            self.running("", None, "waiting", "bold")
+
     def running(self, task: str, complexity: float | None, label: str = "running", style: str = "cyan") -> None:
         """From now on the line shows this task (printable id; may be empty) and its seconds; a bar if it is known how
         many it will take."""
@@ -106,7 +114,7 @@ class Screen:
                 return self._line(label, style, task, f"{seconds:.1f} s", None)
             return self._line(label, style, task, f"{seconds:.1f} of {complexity:.1f} s", seconds / complexity)
 
-        self._live, self._since = draw, began
+        self._live, self._since, self._label = draw, began, label
         if self._ticker is None:
             self._ticker = threading.Thread(target=self._tick, name="screen", daemon=True)
             self._ticker.start()
@@ -126,6 +134,10 @@ class Screen:
         # A terminal that is gone needs no cleaning.
         with contextlib.suppress(OSError, ValueError), self._lock, self._console:
             self._erase()
+
+    def _in_child(self) -> None:
+        """In a forked process: the line is its parent's, and so is who holds the lock."""
+        self._lock, self._live, self._since, self._drawn = threading.RLock(), None, None, 0
 
     def _tick(self) -> None:
         if hasattr(signal, "pthread_sigmask"):
@@ -185,27 +197,3 @@ class Screen:
             return max(os.get_terminal_size(self._stream.fileno()).columns or 80, 2)
         except (OSError, ValueError):  # no real terminal
             return 80
-
-
-class Above(io.TextIOBase):
-    """A stdout for others, a handler's print() say: what they write goes above the line that lives."""
-
-    def __init__(self, screen: Screen, stream: TextIO) -> None:
-        self._screen, self._stream = screen, stream
-
-    @property
-    def encoding(self) -> str:  # type: ignore[override]
-        return self._stream.encoding
-
-    def write(self, text: str) -> int:
-        self._screen.said(text)
-        return len(text)
-
-    def fileno(self) -> int:
-        return self._stream.fileno()
-
-    def isatty(self) -> bool:
-        return True
-
-    def writable(self) -> bool:
-        return True

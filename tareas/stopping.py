@@ -49,17 +49,12 @@ class Stopping:
         if threading.current_thread() is threading.main_thread():
             for signum in (signal.SIGINT, signal.SIGTERM):
                 self._before[signum] = signal.signal(signum, self._handle)
-            if self._grace is not None and hasattr(signal, "setitimer"):
-                self._before[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._grace_ended)
-            before = self._before
-            at_fork(self, lambda: _restore(before))
+            at_fork(self, Stopping._restore)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if self._grace is not None and hasattr(signal, "setitimer"):
-            signal.setitimer(signal.ITIMER_REAL, 0)
-        _restore(self._before)
-        self._before.clear()
+        self._alarm(0)
+        self._restore()
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         now = time.monotonic()  # first of all: during a call Python may run the handler of a second signal
@@ -67,19 +62,33 @@ class Stopping:
             self.requested, self._since = signum, now
             with contextlib.suppress(RuntimeError):  # released: before Python 3.11 that may be so between any two steps
                 self._wake.release()
-            if self._grace is not None and hasattr(signal, "setitimer"):
-                # Never 0, which would switch the timer off. It repeats, should a handler of the user's swallow it.
-                signal.setitimer(signal.ITIMER_REAL, max(self._grace, 0.001), 1.0)
+            if self._grace is not None:
+                self._alarm(max(self._grace, 0.001))
             self._on_request(signum)
             if self._interruptible:
                 raise Interrupted
         elif now - self._since >= REPEAT:
             self.abandoned = signum
+            self._alarm(REPEAT)
             raise Abandoned
 
-    def _grace_ended(self, signum: int, frame: FrameType | None) -> None:
-        self.abandoned = self.requested
+    def _alarm(self, seconds: float) -> None:
+        """Abandon in so many seconds, and again every second: a handler of the user's may swallow what is raised, and
+        so does Python amid a fork. 0: not any more."""
+        if not hasattr(signal, "setitimer") or (not seconds and signal.SIGALRM not in self._before):
+            return
+        if signal.SIGALRM not in self._before:
+            self._before[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._on_alarm)
+        signal.setitimer(signal.ITIMER_REAL, seconds, REPEAT)
+
+    def _on_alarm(self, signum: int, frame: FrameType | None) -> None:
+        self.abandoned = self.abandoned or self.requested
         raise Abandoned
+
+    def _restore(self) -> None:
+        """The signals as they were before."""
+        for number in list(self._before):
+            signal.signal(number, self._before.pop(number))
 
     def rest(self, seconds: float) -> None:
         """Wait so many seconds, or until the first signal.
@@ -101,8 +110,3 @@ class Stopping:
             yield
         finally:
             self._interruptible = False
-
-
-def _restore(before: dict[int, Any]) -> None:
-    for signum, handler in before.items():
-        signal.signal(signum, handler)

@@ -182,7 +182,11 @@ class Stage:
         """Wait until a line is typed, or standard input ends, and listen meanwhile. Raises what wait_for raises."""
         # A thread, for Windows can't wait for a terminal and for others at once; os.read, for a thread that is amid
         # sys.stdin.readline when Python ends is a fatal error.
-        typist = threading.Thread(target=lambda: os.read(0, 4096), daemon=True)
+        def read() -> None:
+            with contextlib.suppress(OSError):
+                os.read(0, 4096)
+
+        typist = threading.Thread(target=read, daemon=True)
         typist.start()
         self.wait_for("Enter", lambda: not typist.is_alive(), seconds=math.inf)
 

@@ -12,7 +12,7 @@ from tests.integration.test_contract import declare, publish, until
 from tests.support import ROOT, Run
 
 HANDLERS = """
-import multiprocessing, pathlib, time
+import multiprocessing, os, pathlib, signal, time
 
 fork = multiprocessing.get_context("fork")
 
@@ -22,6 +22,24 @@ def square(number):
 def pool(task):  # its end is a SIGTERM to each of its processes
     with fork.Pool(4) as pool:
         assert pool.map(square, range(10)) == [square(n) for n in range(10)]
+
+def comes_back(task):
+    if os.fork() == 0 and task["id"] == "raises":
+        raise ValueError
+
+def nested(task):  # the child's own handlers are its child's as well
+    def check():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        code = "import signal, os; os._exit(signal.getsignal(signal.SIGINT) is not signal.SIG_IGN)"
+        inner = fork.Process(target=lambda: exec(code))
+        inner.start()
+        inner.join()
+        os._exit(inner.exitcode)
+    outer = fork.Process(target=check)
+    outer.start()
+    outer.join()
+    assert outer.exitcode == 0
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 def child(task):
     here = pathlib.Path("child")
@@ -48,6 +66,25 @@ def test_a_pool_of_processes_ends_with_its_task(there: dict[str, Any], channel: 
     worker = run(*call, **there)
     assert worker.wait() == 0, worker.report()
     assert len(worker.event_list("done")) == 12 and not worker.event_list("stopping")
+
+
+def test_a_child_that_comes_back_is_no_second_worker(there: dict[str, Any], channel: Any, queue: str, run: Run) -> None:
+    publish(channel, queue, *({"id": name} for name in ("returns", "raises", "last")))
+    call = (ROOT / "worker.py", "--handler", "forking:comes_back", "--drain", "--json", "--queue", queue)
+    worker = run(*call, **there)
+    assert worker.wait() == 0, worker.report()
+    assert [event["id"] for event in worker.event_list("done")] == ["returns", "raises", "last"]
+    assert len(worker.event_list("connected")) == len(worker.event_list("stopped")) == 1
+    assert not worker.event_list("failed")
+
+
+def test_a_child_has_its_own_signals_and_so_have_its_children(
+    there: dict[str, Any], channel: Any, queue: str, run: Run
+) -> None:
+    publish(channel, queue, {"id": "a"})
+    call = (ROOT / "worker.py", "--handler", "forking:nested", "--drain", "--json", "--queue", queue)
+    worker = run(*call, "--max-attempts", 1, **there)
+    assert worker.wait() == 0, worker.report()
 
 
 def test_a_killed_workers_task_goes_to_another_though_its_child_lives_on(

@@ -230,6 +230,9 @@ class KeepAlive:
     def serve(self, connection: object, heartbeat: float) -> None:
         self.lost = None
 
+    def end(self) -> None:
+        self.inside = False
+
     def __enter__(self) -> KeepAlive:
         self.inside = True
         return self

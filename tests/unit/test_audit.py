@@ -121,6 +121,11 @@ def test_what_ended_long_before_it_was_published_was_another_task_of_that_id() -
         assert verdict.lost == verdict.earlier == ["a"]
         assert any(note.startswith("done or dead long before it was published") for note in verdict.notes())
         assert audit([*at(1_500.0, published("a")), *night_before]).fine  # clocks differ
+        today = at(87_001.0, [started("a"), done("a")])
+        both = audit([*at(87_000.0, published("a")), *night_before, *today])
+        assert both.fine and both.done == 1 and not both.twice, "one of each night, and none announced"
+        twice = [*at(87_000.0, published("a")), *at(87_000.0, published("a"))]
+        assert audit([*twice, *night_before, *today]).lost == ["a"]
     assert audit([*at(87_000.0, published("a")), *night_before, *at(87_001.0, [started("a"), done("a")])]).fine
 
 
@@ -360,6 +365,22 @@ def test_a_copy_of_a_log_is_refused_be_it_whole_or_older(tmp_path: Path) -> None
     audit(read([whole, other, tmp_path / "empty", whole]))
 
 
+def test_a_torn_line_is_one_even_if_something_has_ended_it(tmp_path: Path) -> None:
+    """grep does, say."""
+    path = log(tmp_path / "log", published("a"), b'{"time": 1.0, "event": "do\n{"time": 1, "ev{"time": 2.0, "conn\n')
+
+    verdict = audit(read([path]))
+    assert verdict.lost == ["a"] and verdict.truncated == [f"{path} line 3", f"{path} line 4", f"{path} line 4"]
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_producer_that_finished_does_not_speak_for_another_of_that_name(tmp_path: Path, order: int) -> None:
+    logs = [log(tmp_path / "killed.log", published("a")), log(tmp_path / "fine.log", [*published("b"), finished(1)])]
+
+    [said] = audit(read(logs[::order])).unfinished
+    assert said.startswith(f"producer in {logs[0]} (its log does not end with `finished`")
+
+
 def test_what_a_power_cut_leaves_is_passed_by(tmp_path: Path) -> None:
     path = tmp_path / "log"
     path.write_bytes(b"\0" * 600 + b"\n" + json.dumps(started("a")).encode() + b"\n" + b'{"time": 1' + b"\0" * 90
@@ -377,8 +398,6 @@ def test_the_cut_line_itself_proves_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("garbage", "reason"),
     [
-        (b'{"time": 1.0, "event": "do\n', "not JSON"),
-        (b'{"time": 1.0, "event": "do{"time": 2.0, "event": "conn\n', "not JSON"),
         (b'{hello} {"time": 2.0, "event": "connected", "who": "w1"}\n', "not JSON"),
         (b"\xff\xfe\n", "not UTF-8"),
         (b"worker-1  done      a in 0.61 s\n", "not JSON"),

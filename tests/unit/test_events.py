@@ -483,7 +483,8 @@ def test_what_a_handler_prints_stands_above_the_bar(terminal: Terminal) -> None:
     print("step 1", file=others)
     terminal.wait(lambda t: t.rows()[1] == "step 1" and "running" in t.rows()[-1])
     others.write("half a ")
-    others.write("line")
+    print("line", file=others, end="", flush=True)
+    assert others.buffer is terminal.stream.buffer
     terminal.wait(lambda t: t.rows()[-1] == "half a line")
     events.tell("done", id="task-1", seconds=1.0)
     terminal.wait(lambda t: t.rows()[2:4] == ["half a line", "worker-1  done      task-1 in 1.00 s"])
@@ -507,6 +508,7 @@ def test_with_json_into_a_file_a_person_at_the_terminal_sees_the_changes_of_stat
 def test_a_terminal_shows_how_long_there_is_no_connection(terminal: Terminal) -> None:
     events = Events("worker-1", stream=terminal.stream)
     events.tell("waiting", seconds=0.25, reason="nobody listens")
+    events.waiting()
     terminal.wait(lambda t: bool(re.fullmatch(r"worker-1  waiting +\d+\.\d s", t.rows()[-1])))
     events.tell("connected", address="localhost")
     terminal.wait(lambda t: t.rows()[-2:] == ["worker-1  connected to localhost", ""])

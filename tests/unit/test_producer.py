@@ -704,6 +704,28 @@ def test_no_connection_within_the_time_allowed_says_what_is_confirmed(play: Star
     assert str(played.error).endswith("; 1 of the 3 tasks read are confirmed")
 
 
+def test_a_connection_on_which_nothing_is_confirmed_any_more_is_replaced(
+    play: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RabbitMQ 4.3 did so after a node that stood still had come back: heartbeats went on, confirms did not."""
+
+    def silent(rabbitmq: Connection) -> Iterator[None]:
+        rabbitmq.ack(1)
+        monkeypatch.setattr("producer.SILENCE", -1)
+        while rabbitmq.is_open:
+            rabbitmq.ioloop.tick()
+            yield
+
+    def healthy(rabbitmq: Connection) -> Iterator[None]:
+        monkeypatch.setattr("producer.SILENCE", 30)
+        yield from ()
+
+    played = play(Given(*items(3)), Connection(silent), Connection(healthy))
+    assert played.error is None and len(played.told("connection_lost")) == 1
+    assert len(played.again) == 2
+    assert len(played.told("confirmed")) == 3
+
+
 def test_no_connection_within_the_time_allowed_says_where_to_go_on(
     play: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:

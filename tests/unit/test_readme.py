@@ -39,7 +39,7 @@ OTHERS = (  # commands that are not ours, word for word
     "sudo rabbitmqctl add_user tareas SECRET",
     "sudo rabbitmqctl set_permissions tareas '.*' '.*' '.*'",
     """python -c 'import glob, json; [print(json.dumps({"id": f, "file": f})) for f in glob.glob("*.md")]'""",
-    """grep -o '{"time": .*'""",
+    """grep -ao '{"time": .*'""",
     "sudo cp deploy/tareas-worker@.service /etc/systemd/system/",
     "sudo systemctl enable --now tareas-worker@1 tareas-worker@2",
 )

@@ -220,6 +220,24 @@ def test_after_the_context_no_timer_is_left() -> None:
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
 
 
+def test_a_second_signal_that_is_swallowed_is_raised_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a handler of the user's, or by Python amid a fork."""
+    monkeypatch.setattr("tareas.stopping.REPEAT", 0.01)
+    before = signal.getsignal(signal.SIGALRM)
+    with Stopping() as stop:
+        signal.raise_signal(signal.SIGTERM)
+        until = time.monotonic() + 0.02
+        while time.monotonic() < until:
+            pass
+        with pytest.raises(Abandoned):
+            signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(Abandoned):
+            threading.Event().wait(DEADLINE)
+        assert stop.abandoned == signal.SIGTERM
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+    assert signal.getsignal(signal.SIGALRM) == before
+
+
 def test_a_handler_that_swallows_the_end_of_the_grace_time_is_told_again() -> None:
     with Stopping(grace=0.001) as stop:
         signal.raise_signal(signal.SIGINT)
