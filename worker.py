@@ -118,7 +118,7 @@ class Worker:
                 raise
             finally:
                 self.keep_alive.end()
-                self._let_go()
+                children.close_socket(self._connection)
         self._say_stopped()
         return status
 
@@ -137,17 +137,17 @@ class Worker:
                 reason = str(error)
                 self.tell("cancelled", reason=reason)
                 # A channel whose consumer timed out is not to be used again: the connection goes with it.
-                close(self._connection)
+                broker.close(self._connection)
             except reasons.LOST as error:
                 if self.events.broken:  # an OSError too, but of our own output
                     raise
                 reason = reasons.explain(error, address)
                 if reasons.is_denied(error) and not self._ever:
-                    close(self._connection)
+                    broker.close(self._connection)
                     raise reasons.Denied(reason) from None
                 if error is not self.keep_alive.lost:  # else it was told at once, amid the task
                     self.tell("connection_lost", reason=reason)
-                close(self._connection)  # the channel alone may be gone: RabbitMQ would keep our task for it
+                broker.close(self._connection)  # the channel alone may be gone: RabbitMQ would keep our task for it
             except (reasons.Unreachable, reasons.Denied) as error:
                 # A broker that comes back may not know its users yet: once we have consumed, nothing is final.
                 if isinstance(error, reasons.Denied) and not self._ever:
@@ -177,7 +177,7 @@ class Worker:
         self._blocked = False
         broker.tell_alarms(connection, self._on_alarm)
         system_calls.spare_system_calls(connection)
-        children.at_fork(self, Worker._let_go)
+        children.at_fork(self, lambda worker: children.close_socket(worker._connection))
         self.keep_alive.serve(connection, float(address.parameters.heartbeat or 0))
         with broker.deadline(connection):
             channel.basic_consume(
@@ -189,7 +189,7 @@ class Worker:
         channel.start_consuming()
         if not (idle.stopped or self.stopping.requested):
             raise ConsumerGone("RabbitMQ cancelled the consumer (was the queue deleted?)")
-        close(connection)
+        broker.close(connection)
 
     # -- one task
 
@@ -338,10 +338,6 @@ class Worker:
         if self._lost(ch):
             raise self.keep_alive.lost or ConsumerGone(f"RabbitMQ cancelled the consumer during {during}")
 
-    def _let_go(self) -> None:
-        """Leave the connection without a word: a forked child must not hold it, nor a worker that has ended."""
-        children.close_socket(self._connection)
-
     # -- what it says
 
     def _on_alarm(self, word: str, **facts: Any) -> None:
@@ -352,27 +348,12 @@ class Worker:
         self.tell("connection_lost", reason=reasons.explain(error, self._address))
 
     def _say_stopped(self) -> None:
-        self.tell(
-            "stopped",
-            processed=self.tasks_processed,
-            failed=self.tasks_failed,
-            dead_lettered=self.tasks_dead_lettered,
-            busy=round(self.seconds_busy, 3),
-        )
+        self.tell("stopped", processed=self.tasks_processed, failed=self.tasks_failed,
+                  dead_lettered=self.tasks_dead_lettered, busy=round(self.seconds_busy, 3))
 
     def _say_stopping(self, signum: int) -> None:
         how = "Ctrl+C" if signum == signal.SIGINT else signal.Signals(signum).name
         self.tell("stopping", reason=f"{how}: {self._in_hand}")
-
-
-def close(connection: Any) -> None:
-    """Say goodbye to RabbitMQ if it still listens."""
-    try:
-        if connection is not None and connection.is_open:
-            with broker.deadline(connection, 5):
-                connection.close()
-    except reasons.LOST:
-        pass
 
 
 def parse(argv: Sequence[str] | None) -> Any:

@@ -128,6 +128,16 @@ def no_answer(seconds: float) -> StreamLostError:
     return StreamLostError(f"no answer within {seconds:g} s")
 
 
+def close(connection: pika.BlockingConnection | None) -> None:
+    """Say goodbye to RabbitMQ if it still listens."""
+    try:
+        if connection is not None and connection.is_open:
+            with deadline(connection, 5):
+                connection.close()
+    except LOST:
+        pass
+
+
 def version(connection: pika.BlockingConnection) -> tuple[int, ...]:
     """RabbitMQ's version, (0,) if it does not say."""
     told = (getattr(connection._impl, "server_properties", None) or {}).get("version", "")

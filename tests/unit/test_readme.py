@@ -255,3 +255,9 @@ def test_its_fault_matrix_is_that_of_the_full_run(path: Path) -> None:
     ]
     assert shown_rows == list(sums(ROOT / "tests" / "faults" / "TABLE.md").values())
     assert len(shown_rows) == 19 and all(row[-1] == 0 for row in shown_rows)
+
+
+@BOTH
+def test_the_two_scripts_are_as_short_as_it_says(path: Path) -> None:
+    (most,) = re.findall(r"(?:fewer than|menos de)\s(\d+)\s(?:lines|líneas)", path.read_text(encoding="utf-8"))
+    assert all(len((ROOT / name).read_text().splitlines()) < int(most) for name in ("producer.py", "worker.py"))
