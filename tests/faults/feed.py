@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +17,7 @@ from tareas.local_broker import Node
 from tests.faults.harness import Fleet, Member, Task
 
 TURN = 0.05  # seconds between two pours
+HELD_WITHIN = 80.0  # seconds: more than a worker waits for RabbitMQ's answer to a call, before it connects anew
 LOST = {"connection_lost", "cancelled"}
 
 
@@ -62,8 +65,10 @@ class Feed:
 
         Returns the task's id and the file, which is yet to be made.
         """
-        fleet = self._fleet
-        for n in range(200):
+        fleet, until, number = self._fleet, time.monotonic() + HELD_WITHIN, itertools.count()
+        while True:
+            assert time.monotonic() < until, f"{member.name} gets no task\n{fleet.report()}"
+            n = next(number)
             held = f"held-{self._prefix}-{n}"
             gate = folder / held
             self.write({"id": held, "complexity": 0, "until": str(gate)})
@@ -71,7 +76,6 @@ class Feed:
             if fleet.started[held][-1]["who"] == member.name:
                 return held, gate
             gate.touch()
-        raise AssertionError(f"{member.name} gets no task\n{fleet.report()}")
 
     def wait_written(self, count: int) -> None:
         """Wait until so many tasks were poured in all."""

@@ -362,6 +362,10 @@ class Fleet:
         """Declare both queues, and remember when, for wait_until_safe."""
         with self.channel() as channel:
             broker.declare(channel.connection, channel, self.queue)
+        self.is_new()
+
+    def is_new(self) -> None:
+        """The queue is, or its policy: a RabbitMQ that is killed now would have forgotten it."""
         self._declared = time.monotonic()
 
     def wait_until_safe(self) -> None:

@@ -97,6 +97,7 @@ def limit_deliveries(fleet: Fleet, node: Node, limited: bool) -> None:
             listed = json.loads(node.ctl("list_queues", "name", "policy", "--formatter", "json"))
             return {"name": fleet.queue, "policy": "limit"} in listed
 
-        fleet.wait("the policy is that of the queue", applied)  # once a node was killed before it was
+        fleet.wait("the policy is that of the queue", applied)
+        fleet.is_new()
     elif "limit" in node.ctl("list_policies", "--formatter", "json"):
         node.ctl("clear_policy", "limit")
