@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO, cast
 
+from tareas.children import at_fork
 from tareas.cli import leave
 
 if TYPE_CHECKING:
@@ -117,6 +118,7 @@ class Events:
             from tareas.screen import Screen  # rich takes its time to import: only where it is seen
 
             self._screen = Screen(self._stream, self._shown_who)
+            at_fork(self, Events._in_child)
 
     def tell(self, word: str, /, **facts: Any) -> None:
         """Write one event, and return when it is flushed. Raises KeyError if WORDS doesn't have the word."""
@@ -161,6 +163,11 @@ class Events:
         if self._screen is None:
             return None
         return cast(TextIO, _ForOthers(self))
+
+    def _in_child(self) -> None:
+        """In a forked process, which may print: a thread of its parent's may have held the lock."""
+        self._lock, self._writing = threading.RLock(), False
+        self._pending.clear()
 
     def close(self) -> None:
         """Leave the terminal clean. Never raises; calling it twice is fine."""

@@ -491,6 +491,33 @@ def test_what_a_handler_prints_stands_above_the_bar(terminal: Terminal) -> None:
     assert Events("worker-1", stream=io.StringIO()).for_others() is None
 
 
+def test_a_forked_child_can_print_whoever_held_the_lock(terminal: Terminal) -> None:
+    """Its parent's other threads are not there to let go of it."""
+    events = Events("worker-1", stream=terminal.stream)
+    others = events.for_others()
+    held = threading.Event()
+
+    def hold() -> None:
+        assert events._screen is not None
+        with events._lock, events._screen._lock:
+            held.set()
+            time.sleep(1000)
+
+    threading.Thread(target=hold, daemon=True).start()
+    assert held.wait(DEADLINE)
+    child = os.fork()
+    if child == 0:
+        print("hello", file=others)
+        os._exit(0)
+    until = time.monotonic() + DEADLINE
+    while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0):
+        if time.monotonic() > until:
+            os.kill(child, signal.SIGKILL)
+        time.sleep(0.01)
+    assert ended == (child, 0)
+    terminal.wait(lambda t: t.rows() == ["hello", ""])
+
+
 def test_with_json_into_a_file_a_person_at_the_terminal_sees_the_changes_of_state(
     terminal: Terminal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
