@@ -18,7 +18,7 @@ import math
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -30,6 +30,7 @@ OPENING = b'{"time": '  # of an event; nowhere inside of one: a text's quotes ar
 NEED_ID = {"published", "confirmed", "started", "done"}  # letters are replayed that have none
 EARLIER = 600.0  # seconds: more than clocks differ, less than lies between two runs
 UNENDED = "its log does not end with `finished`: it was killed, runs still, or not all of the log is here"
+BY_ID = ("lost", "twice", "unannounced", "done_and_dead", "unconfirmed", "pending", "repeated", "earlier")
 COPIED = 4096  # bytes at the beginning of two logs that are the same only if one is a copy
 ENDS_OF_A_START = {"failed", "discarded", "abandoned"}
 
@@ -210,32 +211,45 @@ def audit(events: Iterable[dict[str, Any]], left: Collection[str] | None = None)
                 task.ends += (_time(event, math.inf), word)
 
     in_queue = Counter(left or ())
-    judged = {i: task.judge() for i, task in tasks.items()}
-
-    def ids(which: Callable[[_Task, _Judged], object]) -> list[str]:
-        return [i for i, task in tasks.items() if which(task, judged[i])]
-
+    counts: Counter[str] = Counter()
+    named: dict[str, list[str]] = {name: [] for name in BY_ID}
+    for i, task in tasks.items():
+        it = task.judge()
+        ended = it.done or it.dead
+        for name, holds in (
+            ("published", task.published),
+            ("confirmed", task.confirms),
+            ("done", it.done),
+            ("dead", it.dead),
+            ("replayed", it.replayed),
+        ):
+            counts[name] += bool(holds)
+        for name, found in (
+            ("lost", it.done + it.dead + in_queue[i] < it.wanted),
+            ("twice", it.done > 1),
+            ("unannounced", it.unannounced),
+            ("done_and_dead", it.done and it.dead),
+            ("unconfirmed", ended and not task.confirms),
+            ("pending", task.published and not task.confirms and not ended),
+            ("repeated", task.published - task.again > 1),
+            ("earlier", it.earlier),
+        ):
+            if found:
+                named[name].append(i)
     return Verdict(
-        published=sum(task.published > 0 for task in tasks.values()),
-        confirmed=sum(task.confirms > 0 for task in tasks.values()),
-        done=sum(it.done > 0 for it in judged.values()),
+        published=counts["published"],
+        confirmed=counts["confirmed"],
+        done=counts["done"],
         redelivered=redelivered,
-        dead=max(nameless, 0) + sum(it.dead > 0 for it in judged.values()),
-        replayed=sum(it.replayed for it in judged.values()),
-        lost=[i for i, it in judged.items() if it.done + it.dead + in_queue[i] < it.wanted],
-        twice=ids(lambda task, it: it.done > 1),
-        unannounced=ids(lambda task, it: it.unannounced),
+        dead=max(nameless, 0) + counts["dead"],
+        replayed=counts["replayed"],
         reasonless=list(reasonless),
         unstarted=list(unstarted),
-        done_and_dead=ids(lambda task, it: it.done and it.dead),
-        unconfirmed=ids(lambda task, it: (it.done or it.dead) and not task.confirms),
-        pending=ids(lambda task, it: task.published and not task.confirms and not it.done and not it.dead),
-        repeated=ids(lambda task, it: task.published - task.again > 1),
-        earlier=ids(lambda task, it: it.earlier),
         unfinished=[f"{who}{f' in {log}' if log else ''} ({why})" for (log, who), why in unfinished.items()],
         heard=list(heard),
         truncated=truncated,
         queue_known=left is not None,
+        **named,
     )
 
 
