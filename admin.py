@@ -143,10 +143,10 @@ def list_dead(args: Namespace) -> int:
 
 def replay_dead(args: Namespace) -> int:
     """Publish, wait for the confirm, tell it, then acknowledge: killed at any point, no letter is lost."""
-    number, events = 0, Events("admin", as_json=True)
+    number, events = 0, Events("admin", as_json=True) if args.json else None
 
     def tell(each: letter.DeadLetter, without: list[str]) -> None:
-        if args.json:
+        if events is not None:
             events.tell("replayed", id=each.task_id, letter=each.id, without=without)
         else:
             note = f" (without {' and '.join(without)})" if without else ""

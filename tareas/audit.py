@@ -183,10 +183,9 @@ def audit(events: Iterable[dict[str, Any]], left: Collection[str] | None = None)
         elif word in ("published", "confirmed"):
             unfinished[event.get("log", ""), who] = UNENDED
         elif word == "finished":
-            unfinished.pop((event.get("log", ""), who), None)
-            if event.get("left") or event.get("confirmed") != event.get("published"):
-                what = f"not published: {event['left']}" if event.get("left") else "not all is confirmed"
-                unfinished[event.get("log", ""), who] = what
+            unconfirmed = "" if event.get("confirmed") == event.get("published") else "not all is confirmed"
+            left_out = f"not published: {event['left']}" if event.get("left") else unconfirmed
+            unfinished[event.get("log", ""), who] = left_out
         if task_id is None:
             continue
         if word == "started":
@@ -245,7 +244,8 @@ def audit(events: Iterable[dict[str, Any]], left: Collection[str] | None = None)
         replayed=counts["replayed"],
         reasonless=list(reasonless),
         unstarted=list(unstarted),
-        unfinished=[f"{who}{f' in {log}' if log else ''} ({why})" for (log, who), why in unfinished.items()],
+        unfinished=[f"{who}{f' in {log}' if log else ''} ({why})" for (log, who), why in unfinished.items()
+                    if why],
         heard=list(heard),
         truncated=truncated,
         queue_known=left is not None,
