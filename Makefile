@@ -22,10 +22,10 @@ demo: .venv/run
 	@$(RUN) demo.py $(ARGS)
 
 broker: .venv/run
-	@exec $(RUN) -m tareas.private_broker $(ARGS)
+	@exec $(RUN) -m tareas.lab.provide $(ARGS)
 
 test: .venv/dev
-	$(RUN) -m tareas.private_broker --install
+	$(RUN) -m tareas.lab.provide --install
 	HYPOTHESIS_PROFILE=thorough $(MAKE) check
 	$(MAKE) tests
 
@@ -39,7 +39,7 @@ tests: .venv/dev
 	$(RUN) -m pytest -q tests/integration tests/faults -n $(JOBS) --dist loadgroup --reruns 1 -rR --durations 15
 
 faults: .venv/dev
-	$(RUN) -m tareas.private_broker --install
+	$(RUN) -m tareas.lab.provide --install
 	FAULTS=full FAULTS_TABLE=tests/faults/TABLE.md $(RUN) -m pytest tests/faults -n 2 --dist loadgroup -rA
 
 bench: .venv/run

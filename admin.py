@@ -27,9 +27,11 @@ from typing import Any
 import tareas.needed  # isort: skip  # noqa: F401 (it says so if pika is missing)
 from pika.exceptions import ChannelClosedByBroker
 
-from tareas import addresses, audit, broker, dead_letters, delivery, letter, management, reasons, status
 from tareas.cli import OUTPUT_FULL, Parser, Trouble, WrongCall, positive, quoted, run
-from tareas.events import Events
+from tareas.rabbit import addresses, connection as broker, explain as reasons, letters as dead_letters
+from tareas.tell import audit, figures as status, letters as letter, management
+from tareas.tell.events import Events
+from tareas.work import verdict as delivery
 
 say = functools.partial(print, flush=True)  # what is said of a letter is out before the next is touched
 

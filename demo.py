@@ -38,8 +38,9 @@ def perform(options: Any, tasks: Sequence[Task], signals: Signals) -> int:
     Returns the exit status. Raises Trouble, or Interrupted after a signal.
     """
     # Here, and not at the top: these take a while to import, and Ctrl+C is ours by now.
-    from tareas import audit, private_broker
+    from tareas.lab import provide as private_broker
     from tareas.story.view import View, complain
+    from tareas.tell import audit
 
     view = View()
     if not (options.url or os.environ.get("AMQP_URL")):
@@ -85,7 +86,7 @@ def borrowed(url: str, queue: str, signals: Signals, say: Callable[[str], None])
 
     Raises Trouble at once if RabbitMQ cannot be reached: the workers would wait for it.
     """
-    from tareas import addresses, broker, reasons
+    from tareas.rabbit import addresses, connection as broker, explain as reasons
 
     with signals.interruptible():
         connection, address = broker.connect(addresses.parse(url), "demo.py")

@@ -19,15 +19,16 @@ from typing import Any
 import tareas.needed  # isort: skip  # noqa: F401 (it says so if pika is missing)
 import pika
 
-from tareas import addresses, broker, delivery, reasons
 from tareas.cli import Parser, Trouble, complexity_range, positive, run, seconds
-from tareas.events import Events
-from tareas.outbox import Outbox
-from tareas.reconnect import Rests
-from tareas.sources import BadLine, Item, Sample, Source, open_source
-from tareas.stopping import Abandoned, Stopping
+from tareas.rabbit import addresses, connection as broker, explain as reasons
+from tareas.rabbit.backoff import Rests
+from tareas.rabbit.outbox import Outbox
 from tareas.task import QUEUE, SAMPLE_COMPLEXITY
-from tareas.window import Window
+from tareas.tell.events import Events
+from tareas.work import verdict as delivery
+from tareas.work.signals import Abandoned, Stopping
+from tareas.work.sources import BadLine, Item, Sample, Source, open_source
+from tareas.work.window import Window
 
 TICK = 0.1  # seconds between two looks at signals
 FULL_REST = (0.1, 2.0)  # seconds before what RabbitMQ refused is published again: the first rest and the longest

@@ -19,15 +19,17 @@ from typing import Any
 import tareas.needed  # isort: skip  # noqa: F401 (it says so if pika is missing)
 import pika
 
-from tareas import Reject, addresses, broker, children, dead_letter, delivery, handlers, reasons, system_calls
+from tareas import Reject
 from tareas.cli import Parser, Trouble, own_stdout, positive, quoted, run, seconds, worker_name
-from tareas.events import Events
-from tareas.idle import Idle
-from tareas.keep_alive import KeepAlive
-from tareas.reasons import ConsumerGone
-from tareas.reconnect import Rests
-from tareas.stopping import Abandoned, Interrupted, Stopping
+from tareas.rabbit import addresses, connection as broker, dead_letter, explain as reasons, inside as system_calls
+from tareas.rabbit.backoff import Rests
+from tareas.rabbit.explain import ConsumerGone
 from tareas.task import QUEUE, InvalidTask, decode
+from tareas.tell.events import Events
+from tareas.work import forks as children, handlers, verdict as delivery
+from tareas.work.idle import Idle
+from tareas.work.keep_alive import KeepAlive
+from tareas.work.signals import Abandoned, Interrupted, Stopping
 
 MAX_ATTEMPTS = 5
 RETRY_DELAY = 1.0  # seconds before the second attempt; doubled for each one after it

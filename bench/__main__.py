@@ -22,8 +22,8 @@ from bench import report, rows
 from bench.contenders import HERE, PYTHON, ROOT, prepare
 from bench.measure import Bench
 from tareas.cli import Trouble
-from tareas.local_broker import Node
-from tareas.programs import find_programs
+from tareas.lab.node import Node
+from tareas.lab.programs import find_programs
 
 ROWS: dict[str, Callable[[Bench, rows.Size], Iterator[rows.Row]]] = {
     "publish": rows.publishing,

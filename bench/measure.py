@@ -24,8 +24,8 @@ from typing import Any
 import pika
 
 from bench.contenders import CELERY, ROOT, TAREAS, Contender
-from tareas import broker
-from tareas.local_broker import Node
+from tareas.lab.node import Node
+from tareas.rabbit import connection as broker
 
 BODY = 100  # bytes of a task
 DEADLINE = 600.0  # seconds for one measurement

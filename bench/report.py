@@ -53,9 +53,9 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
             shown = f"{number(statistics.median(over))} ({spread(over)})" if over else ""
             parts.append(f"| {name} | {number(statistics.median(got))} ({spread(got)}) | {shown} |")
     parts += ["", "## Who, and how configured", "", "All: the same durable quorum queue with the arguments of "
-              "`tareas.broker.declarations`, persistent, confirmed, prefetch 1, manual ack, the same tasks of 100 "
-              "bytes (in their own envelopes with dramatiq and celery). Workers are measured from the moment when each "
-              "of them has started a task to the start of the last one.", ""]
+              "`tareas.rabbit.queues.declarations`, persistent, confirmed, prefetch 1, manual ack, the same tasks of "
+              "100 bytes (in their own envelopes with dramatiq and celery). Workers are measured from the moment when "
+              "each of them has started a task to the start of the last one.", ""]
     parts += [f"- **{contender.name}**: {contender.how}" for contender in ALL]
     return "\n".join([*parts, "", f"{versions()}.", ""])
 

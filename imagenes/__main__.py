@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from imagenes.terminal import Terminal
-    from tareas.local_broker import Node
+    from tareas.lab.node import Node
 
 PORT = 5672
 HERE = Path(__file__).resolve().parent
@@ -252,7 +252,7 @@ def wait(seen: Any, what: str) -> None:
 
 
 def free() -> bool:
-    from tareas import ports
+    from tareas.lab import ports
 
     return ports.free(PORT)
 
@@ -268,12 +268,12 @@ def chromium() -> str:
 @contextlib.contextmanager
 def scene(name: str) -> Iterator[Scene]:
     """A fresh one for each picture: none depends on another."""
-    from tareas.local_broker import Node
-    from tareas.programs import find_programs
+    from tareas.lab.node import Node
+    from tareas.lab.programs import find_programs
 
     programs = find_programs()
     if programs is None:
-        raise SystemExit("imagenes: RabbitMQ is not installed: python -m tareas.private_broker --install")
+        raise SystemExit("imagenes: RabbitMQ is not installed: python -m tareas.lab.provide --install")
     with tempfile.TemporaryDirectory(prefix="imagenes-", ignore_cleanup_errors=True) as place, contextlib.ExitStack() \
             as stack:
         folder = Path(place, "tareas-distribuidas")

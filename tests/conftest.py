@@ -14,8 +14,8 @@ import pika
 import pytest
 import yaml
 
-from tareas.local_broker import Node
-from tareas.programs import Programs
+from tareas.lab.node import Node
+from tareas.lab.programs import Programs
 from tests import node_keeper
 from tests.support import ROOT, Command, Run, versions
 
@@ -94,7 +94,7 @@ def compose_settings(programs: Programs) -> list[str]:
 def installed(found: Programs | None) -> Programs:
     """These programs; without any the test is skipped, in CI it fails."""
     if found is None:
-        message = "RabbitMQ is not installed: python -m tareas.private_broker --install"
+        message = "RabbitMQ is not installed: python -m tareas.lab.provide --install"
         if os.environ.get("CI"):
             pytest.fail(message)
         pytest.skip(message)

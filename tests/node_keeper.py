@@ -19,8 +19,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tareas.cli import Trouble
-from tareas.local_broker import BOOT, Node
-from tareas.programs import Programs
+from tareas.lab.node import BOOT, Node
+from tareas.lab.programs import Programs
 
 SECRET = "s3cr3t-Pa55"  # the password of all but guest
 # What each may configure, write and read in vhost "/"; guest and eva may do all, outsider has no right to the vhost.

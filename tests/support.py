@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tareas.programs import Programs, find_programs
+from tareas.lab.programs import Programs, find_programs
 
 ROOT = Path(__file__).parents[1]
 DEADLINE = 60.0  # seconds to wait for an event: how long a busy machine may take, never how long it should

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from tareas.events import printable
 from tareas.story.svg import Page, width
 from tareas.story.timeline import KILLED, Bar, Event, bars, labels, outages, span, step, workers
+from tareas.tell.events import printable
 
 WIDTH = 800
 LEFT, RIGHT = 92, 776  # where time begins and ends

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from tareas.cli import WrongCall, quoted
-from tareas.sources import File, open_source
 from tareas.task import InvalidTask, decode, sample
+from tareas.work.sources import File, open_source
 
 Task = dict[str, Any]
 

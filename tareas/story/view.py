@@ -20,9 +20,9 @@ from rich.table import Table
 from rich.text import Text
 
 from tareas.cli import quoted
-from tareas.events import WORDS, Events, printable
-from tareas.reasons import HOW_TO_START
+from tareas.rabbit.explain import HOW_TO_START
 from tareas.story.timeline import AGAIN, KEY, Event, bars, by_number, draw
+from tareas.tell.events import WORDS, Events, printable
 
 WIDTH = 80
 MARGIN = 4  # columns before the narration, for its number

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import pika
 
-from tareas.ports import Claim
+from tareas.lab.ports import Claim
 from tests.support import ROOT
 
 DEADLINE = 300.0  # seconds: for a busy machine that starts three nodes

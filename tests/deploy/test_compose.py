@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tareas.audit import audit
+from tareas.tell.audit import audit
 from tests.deploy.compose import QUEUE, Project, docker, until
 from tests.support import Command, Run
 

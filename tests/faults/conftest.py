@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tareas.local_broker import Node
+from tareas.lab.node import Node
 from tests.faults.harness import FULL, Fleet
 
 LIMIT = 3600 if FULL else 300  # seconds for a row: its own waits end long before, and say what was missing

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from tareas.local_broker import Node
+from tareas.lab.node import Node
 from tests.faults.harness import Fleet, Member, Task
 
 TURN = 0.05  # seconds between two pours

@@ -31,8 +31,10 @@ from typing import Any
 
 from pika.exceptions import ConnectionClosedByBroker
 
-from tareas import addresses, audit, broker, delivery
-from tareas.letter import DeadLetter, read
+from tareas.rabbit import addresses, connection as broker
+from tareas.tell import audit
+from tareas.tell.letters import DeadLetter, read
+from tareas.work import verdict as delivery
 from tests.faults import table
 
 ROOT = Path(__file__).parents[2]

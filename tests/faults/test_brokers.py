@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tareas.local_broker import Node
+from tareas.lab.node import Node
 from tests.faults.feed import Feed, Round, wait_started
 from tests.faults.harness import Fleet, scaled
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from tareas.local_broker import Node
-from tareas.local_cluster import Cluster
-from tareas.ports import NodeTrouble
-from tareas.programs import Programs
+from tareas.lab.cluster import Cluster
+from tareas.lab.node import Node
+from tareas.lab.ports import NodeTrouble
+from tareas.lab.programs import Programs
 from tests.faults.feed import Feed, Round, connected_to
 from tests.faults.harness import DEADLINE, FULL, Fleet, scaled
 

@@ -6,7 +6,8 @@ import json
 import subprocess
 import sys
 
-from tareas import broker, dead_letters, status
+from tareas.rabbit import connection as broker, letters as dead_letters
+from tareas.tell import figures as status
 from tests.faults.harness import DEADLINE, FULL, ROOT, Fleet, scaled, tasks
 
 

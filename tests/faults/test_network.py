@@ -9,9 +9,8 @@ from typing import NamedTuple
 
 import pytest
 
-from tareas.local_broker import Node
-from tests.faults.far_host import FarHost
-from tests.faults.far_host import possible as far_host_possible
+from tareas.lab.node import Node
+from tests.faults.far_host import FarHost, possible as far_host_possible
 from tests.faults.feed import Feed, Round, wait_started
 from tests.faults.harness import Event, Fleet, Member, scaled
 from tests.faults.proxy import Proxy

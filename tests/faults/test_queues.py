@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from tareas import broker
-from tareas.local_broker import Node
+from tareas.lab.node import Node
+from tareas.rabbit import connection as broker
 from tests.faults.feed import Feed, Round, wait_confirmed, wait_started
 from tests.faults.harness import Fleet, Member, scaled, tasks
 

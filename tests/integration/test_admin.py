@@ -20,10 +20,12 @@ import pytest
 from pika.exceptions import NackError
 
 import admin
-from tareas import addresses, broker, dead_letter, dead_letters, delivery, letter
-from tareas.local_broker import Node
-from tareas.programs import Programs
+from tareas.lab.node import Node
+from tareas.lab.programs import Programs
+from tareas.rabbit import addresses, connection as broker, dead_letter, letters as dead_letters
 from tareas.task import encode
+from tareas.tell import letters as letter
+from tareas.work import verdict as delivery
 
 ROOT = Path(__file__).resolve().parents[2]
 DEADLINE = 90.0  # seconds, for a busy machine

@@ -17,7 +17,7 @@ from typing import Any
 import pika
 import pytest
 
-from tareas.local_broker import Node
+from tareas.lab.node import Node
 from tests.support import DEADLINE, OPEN, ROOT, Command, Run
 
 DEFAULT = "tareas_distribuidas"

@@ -20,8 +20,8 @@ import pika
 import pytest
 
 from demo import main
-from tareas import broker
-from tareas.programs import Programs, find_programs
+from tareas.lab.programs import Programs, find_programs
+from tareas.rabbit import connection as broker
 from tareas.story import stage as stage_module
 from tareas.story.signals import Interrupted, Signals
 from tareas.story.stage import Actor, Missed, Stage

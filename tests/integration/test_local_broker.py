@@ -15,9 +15,9 @@ from pathlib import Path
 import pika
 import pytest
 
-from tareas.local_broker import Node
-from tareas.ports import Claim, NodeTrouble, free, greet
-from tareas.programs import Programs, find_programs
+from tareas.lab.node import Node
+from tareas.lab.ports import Claim, NodeTrouble, free, greet
+from tareas.lab.programs import Programs, find_programs
 from tests.faults.harness import SETTLED
 from tests.integration.test_contract import until
 from tests.support import DEADLINE, ROOT, Run
@@ -59,7 +59,7 @@ def nothing_left_behind(folder: Path) -> bool:
 
 def test_left_behind_finds_a_node_and_its_epmd(killable: Node) -> None:
     found = "\n".join(left_behind(killable.folder))
-    assert "node_guard.py" in found
+    assert "guard.py" in found
     assert "beam" in found
     if Path("/proc/self/environ").exists():
         assert "epmd -daemon" in found
@@ -91,8 +91,8 @@ def test_a_killed_node_leaves_nothing_but_its_data(killable: Node, monkeypatch: 
 OWNER = """
 import json, sys, time
 from pathlib import Path
-from tareas.local_broker import Node
-from tareas.programs import Programs
+from tareas.lab.node import Node
+from tareas.lab.programs import Programs
 node = Node(sys.argv[1], Programs(Path(sys.argv[2])))
 getattr(node, sys.argv[3])()
 print(json.dumps([node.port, node.dist_port, node.epmd]), flush=True)
@@ -149,7 +149,7 @@ def test_so_it_does_at_a_supervisors_signal(one_version: Programs, tmp_path: Pat
 def foreground(programs: Programs, folder: Path, run: Run, how: str) -> None:
     """What `make broker` runs starts, is used, and stops in this way."""
     claim = Claim()
-    call = ["-m", "tareas.private_broker", "--port", claim.port, "--folder", folder / "data"]
+    call = ["-m", "tareas.lab.provide", "--port", claim.port, "--folder", folder / "data"]
     broker = run(*call, tty=how == "Ctrl+C", env={"RABBITMQ_BIN": str(programs.folder)})
     broker.wait_for("Ctrl+C stops it", deadline=150)
     assert f"localhost:{claim.port}" in broker.out
@@ -172,7 +172,7 @@ def test_the_broker_in_the_foreground_says_that_its_port_is_taken(
 ) -> None:
     port = pika.URLParameters(url).port
     broker = run(
-        *("-m", "tareas.private_broker", "--port", port, "--folder", tmp_path / "data"),
+        *("-m", "tareas.lab.provide", "--port", port, "--folder", tmp_path / "data"),
         env={"RABBITMQ_BIN": str(programs.folder)},
     )
     assert broker.wait() == 1

@@ -16,9 +16,9 @@ from typing import Any
 import pika
 import pytest
 
-from tareas.keep_alive import KeepAlive
-from tareas.local_broker import Node
-from tareas.ports import free
+from tareas.lab.node import Node
+from tareas.lab.ports import free
+from tareas.work.keep_alive import KeepAlive
 from tests.faults.harness import SETTLED
 from tests.integration.test_contract import consumers, declare, publish, ready, take, told, until, work_arguments
 from tests.support import OPEN, Command, Run

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tareas.local_broker import Node
+from tareas.lab.node import Node
 from tests.conftest import delete_queues
 from tests.readme import ENGLISH, blocks, commands, masked, shown
 from tests.support import ROOT, Run

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import pika
 import pytest
 
-from tareas import broker
-from tareas.programs import Programs
+from tareas.lab.programs import Programs
+from tareas.rabbit import connection as broker
 from tests import node_keeper
 from tests.faults.proxy import Proxy
 from tests.integration.test_contract import consumers, ready, until

@@ -13,7 +13,7 @@ from typing import Any
 import pika
 import pytest
 
-from tareas.local_broker import Node
+from tareas.lab.node import Node
 from tests.conftest import NOBODY
 from tests.integration.test_contract import consumers, declare, ids, publish, ready, take, until
 from tests.support import DEADLINE, OPEN, ROOT, Command, Run

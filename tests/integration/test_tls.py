@@ -9,9 +9,9 @@ from urllib.parse import urlencode
 
 import pytest
 
-from tareas.local_broker import Node
-from tareas.ports import Claim
-from tareas.programs import Programs
+from tareas.lab.node import Node
+from tareas.lab.ports import Claim
+from tareas.lab.programs import Programs
 from tests import certificates
 from tests.certificates import Certificates
 from tests.integration.test_situations import AT_ONCE, ONE_OF_EACH, SHORT, Situation, meet, rows

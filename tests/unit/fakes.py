@@ -263,4 +263,4 @@ def hand_out(monkeypatch: pytest.MonkeyPatch, *outcomes: Connection | Exception)
             raise outcome
         return outcome, nodes[0]
 
-    monkeypatch.setattr("tareas.broker.connect", connect)
+    monkeypatch.setattr("tareas.rabbit.connection.connect", connect)

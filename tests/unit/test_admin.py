@@ -15,14 +15,16 @@ from typing import Any
 
 import pika
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from pika.exceptions import NackError, UnroutableError
 
 import admin
-from tareas import addresses, audit, broker, cli, dead_letters, delivery, management, status
-from tareas.letter import LATEST, in_json, in_words, read
+from tareas import cli
+from tareas.rabbit import addresses, connection as broker, letters as dead_letters
 from tareas.task import MAX_BYTES, InvalidTask, decode, encode
+from tareas.tell import audit, figures as status, management
+from tareas.tell.letters import LATEST, in_json, in_words, read
+from tareas.work import verdict as delivery
 
 WHY = {"tareas-reason": "boom", "tareas-attempts": 5, "tareas-worker": "worker-1", "tareas-time": "1700000000.5"}
 

@@ -11,10 +11,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
-from tareas.audit import InvalidLog, audit, read
+from tareas.tell.audit import InvalidLog, audit, read
 
 Event = dict[str, Any]
 

@@ -11,8 +11,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tareas.events import Events
 from tareas.task import decode
+from tareas.tell.events import Events
 from tests.unit.test_outbox import Wire, properties
 
 BODY = b'{"id":"task-00000001","complexity":0.25,"pad":"' + b"x" * 51 + b'"}'

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tareas import addresses
+from tareas.rabbit import addresses
 from tareas.task import MAX_COMPLEXITY
 from tests.support import ROOT
 

@@ -22,7 +22,7 @@ from typing import Any, TextIO
 
 import pytest
 
-from tareas.events import LONGEST_TEXT, WORDS, Events, printable, progress_text
+from tareas.tell.events import LONGEST_TEXT, WORDS, Events, printable, progress_text
 
 ROOT = Path(__file__).resolve().parents[2]
 DEADLINE = 60  # seconds
@@ -244,7 +244,7 @@ def test_progress_reads(arguments: tuple[int, int | None, float], text: str) -> 
 
 def test_progress_is_silent_in_json_and_rare_in_a_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
-    monkeypatch.setattr("tareas.events.time.monotonic", lambda: now)
+    monkeypatch.setattr("tareas.tell.events.time.monotonic", lambda: now)
     plain, as_json = Counting(), Counting()
     pipe, program = Events("producer", stream=plain), Events("producer", True, as_json)
     for _ in range(101):
@@ -257,7 +257,9 @@ def test_progress_is_silent_in_json_and_rare_in_a_pipe(monkeypatch: pytest.Monke
 
 
 def test_without_a_terminal_rich_is_not_even_imported() -> None:
-    code = "import sys; from tareas.events import Events; Events('w').tell('unblocked'); print('rich' in sys.modules)"
+    code = (
+        "import sys; from tareas.tell.events import Events; Events('w').tell('unblocked'); print('rich' in sys.modules)"
+    )
     forced = os.environ | {"FORCE_COLOR": "1", "TERM": "xterm-256color"}
 
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=forced, capture_output=True, timeout=DEADLINE)
@@ -266,7 +268,7 @@ def test_without_a_terminal_rich_is_not_even_imported() -> None:
 
 
 def test_with_stdout_closed_nobody_listens_and_nothing_breaks() -> None:
-    code = "from tareas.events import Events; Events('w').tell('unblocked')"
+    code = "from tareas.tell.events import Events; Events('w').tell('unblocked')"
 
     result = subprocess.run(["sh", "-c", f'exec "{sys.executable}" -c "{code}" >&-'], cwd=ROOT, capture_output=True,
                             timeout=DEADLINE)  # fmt: skip
@@ -368,7 +370,7 @@ def test_a_terminal_shows_every_word_in_the_colour_of_its_kind(terminal: Termina
 
 def plain_screen(monkeypatch: pytest.MonkeyPatch, columns: int) -> tuple[Any, io.StringIO]:
     """A screen of this width without colours, and what it prints."""
-    from tareas.screen import Screen
+    from tareas.tell.terminal import Screen
 
     stream = io.StringIO()
     screen = Screen(stream, "worker-1")
@@ -585,7 +587,7 @@ def test_close_takes_the_bar_away_and_may_be_called_twice(terminal: Terminal) ->
 @pytest.mark.parametrize("columns", [2, 20, 40, 80, 200])
 @pytest.mark.parametrize("task", ["t", "x" * 255, "任務" * 40])
 def test_the_bar_fits_any_width(monkeypatch: pytest.MonkeyPatch, columns: int, task: str) -> None:
-    from tareas.screen import Screen
+    from tareas.tell.terminal import Screen
 
     screen = Screen(io.StringIO(), "worker-1")
     monkeypatch.setattr(screen, "_columns", lambda: columns)
@@ -604,7 +606,7 @@ def test_the_bar_fits_any_width(monkeypatch: pytest.MonkeyPatch, columns: int, t
 def test_a_narrow_terminal_shows_the_task_before_the_label(
     monkeypatch: pytest.MonkeyPatch, columns: int, shown: str
 ) -> None:
-    from tareas.screen import Screen
+    from tareas.tell.terminal import Screen
 
     screen = Screen(io.StringIO(), "worker-1")
     monkeypatch.setattr(screen, "_columns", lambda: columns)
@@ -633,7 +635,7 @@ def test_a_long_input_shows_its_progress_below_the_events(terminal: Terminal) ->
 def test_a_bar_that_wraps_as_the_terminal_is_made_narrower_is_erased_whole(
     terminal: Terminal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tareas.screen import Screen
+    from tareas.tell.terminal import Screen
 
     columns = 200
     monkeypatch.setattr(Screen, "_columns", lambda self: columns)
@@ -669,7 +671,7 @@ def test_a_hostile_id_is_as_harmless_on_a_terminal(terminal: Terminal) -> None:
 def test_ctrl_c_amid_a_bar_leaves_the_terminal_clean(terminal: Terminal) -> None:
     code = """if True:
         import time
-        from tareas.events import Events
+        from tareas.tell.events import Events
         events = Events("worker-1")
         try:
             events.tell("started", id="task-1", attempt=1, redelivered=False, complexity=60.0)

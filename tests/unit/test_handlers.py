@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tareas.cli import WrongCall
-from tareas.handlers import SimulatedFailure, describe, finish, load, simulate
+from tareas.work.handlers import SimulatedFailure, describe, finish, load, simulate
 
 ROOT = Path(__file__).parents[2]
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from tareas import idle
-from tareas.reasons import ConsumerGone
+from tareas.rabbit.explain import ConsumerGone
+from tareas.work import idle
 
 
 class Bench:
@@ -27,7 +27,7 @@ class Bench:
         self._timer: tuple[float, Callable[[], None]] | None = None
         monkeypatch.setattr(idle, "time", SimpleNamespace(monotonic=lambda: self.now))
         cancelled = SimpleNamespace(cancel=lambda: None)
-        monkeypatch.setattr("tareas.broker.give_up_after", lambda *_: cancelled)
+        monkeypatch.setattr("tareas.rabbit.connection.give_up_after", lambda *_: cancelled)
         self.idle = idle.Idle(self, self, "q", drain, lambda: self.stop, lambda: self.deliveries)
 
     def call_later(self, seconds: float, call: Callable[[], None]) -> None:

@@ -7,11 +7,10 @@ from typing import Any
 
 import pika
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
-from tareas import outbox
-from tareas.outbox import Outbox
+from tareas.rabbit import outbox
+from tareas.rabbit.outbox import Outbox
 
 NOW = 1_764_000_000
 

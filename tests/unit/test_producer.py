@@ -22,11 +22,11 @@ from pika.exceptions import (
 )
 
 from producer import Producer
-from tareas import stopping, window
-from tareas.events import Events
-from tareas.reasons import Denied, QueueDiffers
-from tareas.sources import BadLine, Item
-from tareas.window import Window
+from tareas.rabbit.explain import Denied, QueueDiffers
+from tareas.tell.events import Events
+from tareas.work import signals as stopping, window
+from tareas.work.sources import BadLine, Item
+from tareas.work.window import Window
 from tests.unit.fakes import Journal
 
 DEADLINE = 30.0  # seconds that no test comes near

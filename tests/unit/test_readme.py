@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from tareas import task
-from tareas.audit import Verdict, audit
+from tareas.tell.audit import Verdict, audit
 from tests.faults.table import sums
 from tests.readme import ENGLISH, SPANISH, blocks, commands, masked, prose, shown
 from tests.support import ROOT
@@ -98,7 +98,7 @@ def check_compose(command: str, arguments: list[str]) -> None:
 
 def check_url(arguments: list[str]) -> None:
     """AMQP_URL is read as we read it, up to the files, which are the user's."""
-    from tareas import addresses
+    from tareas.rabbit import addresses
 
     name, _, value = arguments[0].partition("=")
     assert name == "AMQP_URL"

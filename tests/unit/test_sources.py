@@ -14,12 +14,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from tareas.cli import Trouble, WrongCall
-from tareas.sources import CHUNK, BadLine, File, Item, Pipe, Sample, Source, open_source
 from tareas.task import MAX_BYTES, decode
+from tareas.work.sources import CHUNK, BadLine, File, Item, Pipe, Sample, Source, open_source
 
 ROOT = Path(__file__).parents[2]
 DEADLINE = 60  # seconds
@@ -428,7 +427,7 @@ def test_a_pipe_that_breaks_is_no_success(pipe: Ends, monkeypatch: pytest.Monkey
 SHOW = """
 import select, sys
 from tareas.cli import run
-from tareas.sources import open_source
+from tareas.work.sources import open_source
 def main(argv):
     source = open_source(sys.argv[1])
     print(type(source).__name__, source.total)

@@ -14,8 +14,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from tareas import stopping
-from tareas.stopping import Abandoned, Interrupted, Stopping
+from tareas.work import signals as stopping
+from tareas.work.signals import Abandoned, Interrupted, Stopping
 
 ROOT = Path(__file__).parents[2]
 DEADLINE = 30.0  # seconds that no test comes near
@@ -127,7 +127,7 @@ def test_the_first_signal_ends_a_rest_and_there_is_none_after_it() -> None:
 
 EVERYWHERE = """
 import itertools, signal, sys
-from tareas.stopping import Stopping
+from tareas.work.signals import Stopping
 
 def trace(frame, event, argument):  # a signal at the nth step of a rest, in whatever it calls
     global left
@@ -222,7 +222,7 @@ def test_after_the_context_no_timer_is_left() -> None:
 
 def test_a_second_signal_that_is_swallowed_is_raised_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """By a handler of the user's, or by Python amid a fork."""
-    monkeypatch.setattr("tareas.stopping.REPEAT", 0.01)
+    monkeypatch.setattr("tareas.work.signals.REPEAT", 0.01)
     before = signal.getsignal(signal.SIGALRM)
     with Stopping() as stop:
         signal.raise_signal(signal.SIGTERM)
@@ -282,7 +282,7 @@ def test_outside_the_main_thread_it_changes_nothing() -> None:
 
 PROGRAM = """
 import sys, time
-from tareas import stopping
+from tareas.work import signals as stopping
 stopping.REPEAT = 0
 with stopping.Stopping() as stop:
     try:

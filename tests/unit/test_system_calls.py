@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from pika.adapters.utils.io_services_utils import _AsyncPlaintextTransport
 
-from tareas.system_calls import spare_system_calls
+from tareas.rabbit.inside import spare_system_calls
 
 
 class Poller:

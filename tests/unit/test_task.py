@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import example, given
-from hypothesis import strategies as st
+from hypothesis import example, given, strategies as st
 
 from tareas.task import MAX_BYTES, MAX_DEPTH, QUEUE, InvalidTask, decode, encode, sample
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
-from tareas import window
-from tareas.sources import Item
-from tareas.window import Window
+from tareas.work import window
+from tareas.work.sources import Item
+from tareas.work.window import Window
 
 
 def items(count: int) -> list[Item]:

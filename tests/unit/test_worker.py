@@ -14,11 +14,13 @@ from typing import Any
 import pytest
 from pika.exceptions import StreamLostError
 
-from tareas import Reject, broker, idle, stopping
+from tareas import Reject
 from tareas.cli import Trouble
-from tareas.events import Events
-from tareas.reasons import Denied, Unreachable
+from tareas.rabbit import connection as broker
+from tareas.rabbit.explain import Denied, Unreachable
 from tareas.task import MAX_BYTES, MAX_DEPTH
+from tareas.tell.events import Events
+from tareas.work import idle, signals as stopping
 from tests.unit.fakes import (
     IDLE,
     Channel,
@@ -417,7 +419,7 @@ def test_the_first_signal_says_that_nothing_is_in_hand_between_two_tasks(bench: 
 
 
 def test_the_first_signal_says_that_a_dead_letter_waits(monkeypatch: pytest.MonkeyPatch, bench: Bench) -> None:
-    monkeypatch.setattr("tareas.dead_letter.publish", lambda *args: signal.raise_signal(signal.SIGTERM))
+    monkeypatch.setattr("tareas.rabbit.dead_letter.publish", lambda *args: signal.raise_signal(signal.SIGTERM))
     said = stopped_in(lambda task: None, bench, Delivery(b"no task"))
     assert said.startswith("SIGTERM: waiting until the dead letter is confirmed")
 

@@ -14,8 +14,8 @@ from typing import Any
 import pika
 
 from tareas.cli import quoted
-from tareas.delivery import UnreadableHeaders
 from tareas.task import MAX_BYTES, InvalidTask, decode, encode
+from tareas.work.verdict import UnreadableHeaders
 
 SHOWN = 300  # characters of a reason or a foreign body that a person sees
 LATEST = 253_402_300_800  # unix seconds: the year 10000, which no calendar shows

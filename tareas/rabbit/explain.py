@@ -24,8 +24,8 @@ from pika.exceptions import (
     StreamLostError,
 )
 
-from tareas.addresses import Address
 from tareas.cli import Trouble, quoted
+from tareas.rabbit.addresses import Address
 
 HOW_TO_START = " (start RabbitMQ: docker compose up -d rabbitmq, or make broker)"
 ANSWER_TIMEOUT = 30  # seconds to wait for the answer to one call: pika alone would wait for ever

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from tareas.events import printable
+from tareas.tell.events import printable
 
 SHOWN = 10  # ids that a line names
 OPENING = b'{"time": '  # of an event; nowhere inside of one: a text's quotes are escaped

@@ -17,11 +17,11 @@ from collections import deque
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO, cast
 
-from tareas.children import at_fork
 from tareas.cli import leave
+from tareas.work.forks import at_fork
 
 if TYPE_CHECKING:
-    from tareas.screen import Screen
+    from tareas.tell.terminal import Screen
 
 LONGEST_TEXT = 500  # characters of an error or a reason: they come from outside and may be as long as they like
 PROGRESS_REST = 10.0  # seconds between two lines of progress where no terminal redraws them
@@ -115,7 +115,7 @@ class Events:
         if as_json and sys.stderr is not None and sys.stderr.isatty() and not self._stream.isatty():
             self._aside = Events(who, stream=sys.stderr)
         if not as_json and self._stream.isatty() and os.environ.get("TERM") != "dumb":
-            from tareas.screen import Screen  # rich takes its time to import: only where it is seen
+            from tareas.tell.terminal import Screen  # rich takes its time to import: only where it is seen
 
             self._screen = Screen(self._stream, self._shown_who)
             at_fork(self, Events._in_child)

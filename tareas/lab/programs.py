@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tareas.cli import Trouble
-from tareas.ports import NodeTrouble
+from tareas.lab.ports import NodeTrouble
 
 
 @dataclass(frozen=True)

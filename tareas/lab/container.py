@@ -4,8 +4,8 @@ import secrets
 import subprocess
 import time
 
-from tareas.local_broker import BOOT
-from tareas.ports import HOST, Claim, NodeTrouble, free, greet
+from tareas.lab.node import BOOT
+from tareas.lab.ports import HOST, Claim, NodeTrouble, free, greet
 
 IMAGE = "rabbitmq:4-management"
 PORT = 5672

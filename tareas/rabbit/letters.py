@@ -15,10 +15,12 @@ from typing import Any
 import pika
 from pika.exceptions import NackError, UnroutableError
 
-from tareas import broker, delivery, status
 from tareas.cli import Trouble, quoted
-from tareas.dead_letter import MAX_HEADERS, MOVED_HEADERS
-from tareas.letter import DeadLetter, read, shown
+from tareas.rabbit import connection as broker
+from tareas.rabbit.dead_letter import MAX_HEADERS, MOVED_HEADERS
+from tareas.tell import figures as status
+from tareas.tell.letters import DeadLetter, read, shown
+from tareas.work import verdict as delivery
 
 HELD = 50_000  # letters that one consumer may hold unacknowledged (AMQP's most is 65,535)
 AHEAD = 50  # letters that RabbitMQ sends ahead when each is settled: memory holds so many bodies

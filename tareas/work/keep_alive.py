@@ -11,7 +11,7 @@ from types import TracebackType
 
 import pika
 
-from tareas.system_calls import send_at_once
+from tareas.rabbit.inside import send_at_once
 
 HEARTBEAT = pika.frame.Heartbeat().marshal()
 LATE = 0.1  # seconds after which a call that takes none was held up

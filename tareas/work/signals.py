@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 from typing import Any
 
-from tareas.children import at_fork
+from tareas.work.forks import at_fork
 
 TURN = 0.25  # seconds between two looks of a rest
 REPEAT = 1.0  # seconds in which a second signal counts as the first: terminals and supervisors send it more than once

@@ -16,8 +16,8 @@ Handler = Callable[[dict[str, Any]], Any]
 LONGEST = 500  # characters of an error
 HERE = os.path.dirname(os.path.abspath(__file__))
 # Between a worker's `try` and a handler.
-OURS = {os.path.join(HERE, "handlers.py"), os.path.join(HERE, "children.py"),
-        os.path.join(os.path.dirname(HERE), "worker.py")}  # fmt: skip
+OURS = {os.path.join(HERE, "handlers.py"), os.path.join(HERE, "forks.py"),
+        os.path.join(os.path.dirname(os.path.dirname(HERE)), "worker.py")}  # fmt: skip
 
 
 class SimulatedFailure(Exception):

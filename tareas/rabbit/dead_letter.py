@@ -7,7 +7,7 @@ from typing import Any
 
 import pika
 
-from tareas import broker
+from tareas.rabbit import connection as broker
 
 MAX_REASON = 1000  # characters
 # The headers of a message travel in one frame, which RabbitMQ bounds to 131,072 bytes unless told otherwise.

@@ -1,7 +1,7 @@
 """Who provides a RabbitMQ: the one that is named, the installed programs, Docker, or the system's package.
 
-Usage: python -m tareas.private_broker [--port N] [--folder DIR]
-       python -m tareas.private_broker --install
+Usage: python -m tareas.lab.provide [--port N] [--folder DIR]
+       python -m tareas.lab.provide --install
 
 A RabbitMQ of your own at localhost:5672, in the foreground, its data kept in .broker/; Ctrl+C stops it cleanly.
 With --install only makes sure that RabbitMQ's programs are there (as root, with apt).
@@ -23,12 +23,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tareas.cli import Parser, Trouble, positive, run
-from tareas.docker_broker import IMAGE, PORT, DockerBroker, call, docker_answers
-from tareas.local_broker import MANAGEMENT, Node
-from tareas.ports import greet
-from tareas.programs import Programs, find_programs
+from tareas.lab.container import IMAGE, PORT, DockerBroker, call, docker_answers
+from tareas.lab.node import MANAGEMENT, Node
+from tareas.lab.ports import greet
+from tareas.lab.programs import Programs, find_programs
 
-FOLDER = Path(__file__).parents[1] / ".broker"
+FOLDER = Path(__file__).parents[2] / ".broker"
 NOT_HERE = (
     "RabbitMQ is not installed, and Docker's engine does not answer. Install it (Debian, Ubuntu: sudo apt install "
     "rabbitmq-server; macOS: brew install rabbitmq), or start Docker, or name one that runs (--url or AMQP_URL)"
@@ -157,7 +157,7 @@ def serve(port: int, folder: Path) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The exit status. Raises Trouble with what went wrong."""
-    parser = Parser("python -m tareas.private_broker", __doc__)
+    parser = Parser("python -m tareas.lab.provide", __doc__)
     parser.add_argument("--port", type=positive, default=PORT, metavar="N", help="where it listens (%(default)s)")
     parser.add_argument("--folder", type=Path, default=FOLDER, metavar="DIR", help="its data and log (.broker)")
     parser.add_argument("--install", action="store_true", help="only make sure that RabbitMQ's programs are there")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 
-from tareas.sources import Item
+from tareas.work.sources import Item
 
 MOST = 1000  # tasks: enough to keep RabbitMQ busy, little enough to publish again
 MOST_BYTES = 8 * 2**20

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
-from tareas import broker
 from tareas.cli import quoted
+from tareas.rabbit import connection as broker
 
 
 def figures(channel: Any, queue: str) -> dict[str, Any]:

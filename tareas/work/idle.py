@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from tareas import status
-from tareas.reasons import ConsumerGone
+from tareas.rabbit.explain import ConsumerGone
+from tareas.tell import figures as status
 
 TICK = 0.25  # seconds between two looks of an idle worker at the signals
 DRAIN_TICK = 0.1  # the same when draining, and at the queue

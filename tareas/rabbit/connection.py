@@ -13,9 +13,9 @@ from typing import Any
 import pika
 from pika.exceptions import ChannelClosedByBroker, StreamLostError
 
-from tareas.addresses import Address, parameters
 from tareas.cli import quoted
-from tareas.reasons import ANSWER_TIMEOUT, LOST, Denied, Unreachable, explain, is_denied, refused_declare
+from tareas.rabbit.addresses import Address, parameters
+from tareas.rabbit.explain import ANSWER_TIMEOUT, LOST, Denied, Unreachable, explain, is_denied, refused_declare
 
 # The worker bounds the attempts itself; the queue's limit is the backstop far above it. RabbitMQ counts broker
 # restarts and killed workers towards this limit too.

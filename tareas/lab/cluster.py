@@ -5,10 +5,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
-from tareas import node_guard
-from tareas.local_broker import BOOT, Node
-from tareas.ports import Claim, NodeTrouble
-from tareas.programs import Programs
+from tareas.lab import guard as node_guard
+from tareas.lab.node import BOOT, Node
+from tareas.lab.ports import Claim, NodeTrouble
+from tareas.lab.programs import Programs
 
 
 class Cluster:

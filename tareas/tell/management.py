@@ -10,8 +10,8 @@ import urllib.request
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
-from tareas.addresses import Address
 from tareas.cli import Trouble, WrongCall, quoted
+from tareas.rabbit.addresses import Address
 
 TIMEOUT = 10  # seconds, below the heartbeat: the AMQP connection waits meanwhile
 

@@ -20,9 +20,9 @@ import time
 from pathlib import Path
 from types import TracebackType
 
-from tareas import node_guard
-from tareas.ports import HOST, Claim, NodeTrouble, free, greet
-from tareas.programs import Programs, ctl
+from tareas.lab import guard as node_guard
+from tareas.lab.ports import HOST, Claim, NodeTrouble, free, greet
+from tareas.lab.programs import Programs, ctl
 
 BOOT = 120.0  # seconds: 3 on an idle machine, 15 and more on a busy one
 MANAGEMENT = 10_000  # from RabbitMQ's port to that of its management page: 5672, 15672

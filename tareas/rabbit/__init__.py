@@ -1,0 +1,1 @@
+"""All that knows AMQP or pika."""

@@ -1,0 +1,1 @@
+"""What happened: for a person, as JSON, as a verdict."""
