@@ -27,11 +27,15 @@ from typing import Any
 import tareas.needed  # isort: skip  # noqa: F401 (it says so if pika is missing)
 from pika.exceptions import ChannelClosedByBroker
 
-from tareas.cli import OUTPUT_FULL, Parser, Trouble, WrongCall, positive, quoted, run
-from tareas.rabbit import addresses, connection as broker, explain as reasons, letters as dead_letters
-from tareas.tell import audit, figures as status, letters as letter, management
+from tareas.cli import Parser, positive, run
+from tareas.errors import InvalidLog, Trouble, WrongCall
+from tareas.rabbit import addresses, connection as broker, explain as reasons, inside, letterbox, management, queues
+from tareas.rabbit.letters import DeadLetter
+from tareas.streams import OUTPUT_FULL
+from tareas.tell import audit, figures, logs
 from tareas.tell.events import Events
-from tareas.work import verdict as delivery
+from tareas.tell.letters import in_json, in_words
+from tareas.text import quoted
 
 say = functools.partial(print, flush=True)  # what is said of a letter is out before the next is touched
 
@@ -77,7 +81,7 @@ def main(argv: list[str] | None = None) -> int:
 @contextlib.contextmanager
 def opened(args: Namespace) -> Iterator[tuple[Any, addresses.Address]]:
     """A channel. However this process ends, RabbitMQ takes back the letters that were taken and not settled."""
-    delivery.read_any_headers()
+    inside.read_any_headers()
     connection, address = broker.connect(addresses.parse(args.url or addresses.default_url()), "admin")
     try:
         yield connection.channel(), address
@@ -100,13 +104,13 @@ def show_status(args: Namespace) -> int:
     seen: deque[tuple[float, int]] = deque(maxlen=10)
     with contextlib.suppress(*[KeyboardInterrupt] if args.watch else []), opened(args) as (channel, address):
         while True:
-            facts = status.figures(channel, args.queue)
+            facts = queues.figures(channel, args.queue)
             if args.management:
                 facts |= management.figures(args.management, address, args.queue)
             seen.append((time.monotonic(), facts["ready"]))
             if args.watch:
-                facts |= status.pace(seen)
-            say(json.dumps(facts) if args.json else status.in_words(facts))
+                facts |= figures.pace(seen)
+            say(json.dumps(facts) if args.json else figures.in_words(facts))
             if len(seen) == 1 and not args.management and not args.json:
                 say("(AMQP does not show unacknowledged tasks, those that workers hold: --management URL does)")
             if not args.watch:
@@ -120,16 +124,16 @@ def list_dead(args: Namespace) -> int:
     number = strange = 0
     with tempfile.SpooledTemporaryFile(max_size=8 << 20, mode="w+", encoding="utf-8", newline="\n") as page:
         with opened(args) as (channel, _):
-            for number, each in enumerate(dead_letters.look(channel, args.queue), 1):
+            for number, each in enumerate(letterbox.look(channel, args.queue), 1):
                 if number > args.limit:
                     continue  # taken nevertheless: see give_back
                 if not args.json:
-                    page.write(letter.in_words(each) + "\n")
+                    page.write(in_words(each) + "\n")
                 elif each.task is not None:
-                    page.write(letter.in_json(each) + "\n")
+                    page.write(in_json(each) + "\n")
                 else:
                     strange += 1
-            dead_letters.give_back(channel, args.queue, number)
+            letterbox.give_back(channel, args.queue, number)
         page.seek(0)
         for line in page:
             say(line.removesuffix("\n"))
@@ -147,7 +151,7 @@ def replay_dead(args: Namespace) -> int:
     """Publish, wait for the confirm, tell it, then acknowledge: killed at any point, no letter is lost."""
     number, events = 0, Events("admin", as_json=True) if args.json else None
 
-    def tell(each: letter.DeadLetter, without: list[str]) -> None:
+    def tell(each: DeadLetter, without: list[str]) -> None:
         if events is not None:
             events.tell("replayed", id=each.task_id, letter=each.id, without=without)
         else:
@@ -156,8 +160,8 @@ def replay_dead(args: Namespace) -> int:
 
     with opened(args) as (channel, _):
         channel.confirm_delivery()
-        for each in dead_letters.chosen(channel, args.queue, args.ids):
-            dead_letters.replay(channel, args.queue, each, functools.partial(tell, each))
+        for each in letterbox.chosen(channel, args.queue, args.ids):
+            letterbox.replay(channel, args.queue, each, functools.partial(tell, each))
             number += 1
     if not args.json:
         say(f"{number:,} replayed")
@@ -168,9 +172,9 @@ def discard_dead(args: Namespace) -> int:
     """Print what goes, then acknowledge it: nothing vanishes unseen."""
     limit, number = None if args.yes else asked(args), 0
     with opened(args) as (channel, _):
-        for each in dead_letters.chosen(channel, args.queue, args.ids, limit):
-            say(letter.in_json(each) if args.json else f"discarded {letter.in_words(each)}")
-            dead_letters.discard(channel, each)
+        for each in letterbox.chosen(channel, args.queue, args.ids, limit):
+            say(in_json(each) if args.json else f"discarded {in_words(each)}")
+            letterbox.discard(channel, each)
             number += 1
     if not args.json:
         say(f"{number:,} discarded")
@@ -184,7 +188,7 @@ def asked(args: Namespace) -> int | None:
     number, what = None, ", ".join(quoted(name) for name in args.ids)
     if args.all:
         with opened(args) as (channel, _):
-            number = status.counts(channel, broker.dead(args.queue)).message_count
+            number = queues.counts(channel, queues.dead(args.queue)).message_count
         if number == 0:
             return 0
         what = "the only dead letter" if number == 1 else f"all {number:,} dead letters"
@@ -197,8 +201,8 @@ def asked(args: Namespace) -> int | None:
 def audit_logs(args: Namespace) -> int:
     """Print the verdict on the logs, then what is wrong, a line each."""
     try:
-        verdict = audit.audit(audit.read(args.files))
-    except audit.InvalidLog as error:
+        verdict = audit.audit(logs.read(args.files))
+    except InvalidLog as error:
         raise WrongCall(str(error)) from None
     except OSError as error:
         raise WrongCall(f"{quoted(str(error.filename))} cannot be read: {error.strerror}") from None

@@ -20,7 +20,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import tareas.needed  # isort: skip  # noqa: F401 (it says so if pika is missing)
-from tareas.cli import Parser, Trouble, positive, quoted, run
+from tareas.cli import Parser, positive, run
+from tareas.errors import Trouble
 from tareas.story import picture
 from tareas.story.chapters import CHAPTERS, Story
 from tareas.story.signals import Interrupted, Signals
@@ -28,6 +29,7 @@ from tareas.story.stage import Missed, Stage
 from tareas.story.tasks import EXAMPLES, MOST, SAMPLES, Task, read, samples
 from tareas.story.timeline import OWN
 from tareas.task import QUEUE
+from tareas.text import quoted
 
 WORKERS = (2, 16)  # one alone has nobody to take over from it; more do not fit on a screen
 
@@ -38,15 +40,16 @@ def perform(options: Any, tasks: Sequence[Task], signals: Signals) -> int:
     Returns the exit status. Raises Trouble, or Interrupted after a signal.
     """
     # Here, and not at the top: these take a while to import, and Ctrl+C is ours by now.
-    from tareas.lab import provide as private_broker
+    from tareas.lab.provide import provide
+    from tareas.rabbit.explain import HOW_TO_START
     from tareas.story.view import View, complain
     from tareas.tell import audit
 
-    view = View()
+    view = View(unsaid=HOW_TO_START)  # the demo starts RabbitMQ itself
     if not (options.url or os.environ.get("AMQP_URL")):
         view.remark("A private RabbitMQ starts ...")
     signals.raising = True  # till the first line of the block: starting RabbitMQ is what takes long
-    with private_broker.provide(options.url) as rabbitmq:
+    with provide(options.url) as rabbitmq:
         signals.raising = False
         signals.check()
         queue = QUEUE if rabbitmq.node else f"{QUEUE}.demo-{secrets.token_hex(4)}"
@@ -86,7 +89,7 @@ def borrowed(url: str, queue: str, signals: Signals, say: Callable[[str], None])
 
     Raises Trouble at once if RabbitMQ cannot be reached: the workers would wait for it.
     """
-    from tareas.rabbit import addresses, connection as broker, explain as reasons
+    from tareas.rabbit import addresses, connection as broker, explain as reasons, queues
 
     with signals.interruptible():
         connection, address = broker.connect(addresses.parse(url), "demo.py")
@@ -99,10 +102,10 @@ def borrowed(url: str, queue: str, signals: Signals, say: Callable[[str], None])
             connection, _ = broker.connect(addresses.parse(url), "demo.py")
             with contextlib.closing(connection), broker.deadline(connection):
                 channel = connection.channel()
-                for name, _ in broker.declarations(queue):
+                for name, _ in queues.declarations(queue):
                     channel.queue_delete(name)
         except (Trouble, *reasons.LOST):
-            print(f"demo.py: the queues {queue} and {broker.dead(queue)} could not be deleted", file=sys.stderr)
+            print(f"demo.py: the queues {queue} and {queues.dead(queue)} could not be deleted", file=sys.stderr)
 
 
 def parse(argv: Sequence[str] | None) -> Any:

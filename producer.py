@@ -19,15 +19,15 @@ from typing import Any
 import tareas.needed  # isort: skip  # noqa: F401 (it says so if pika is missing)
 import pika
 
-from tareas.cli import Parser, Trouble, complexity_range, positive, run, seconds
-from tareas.rabbit import addresses, connection as broker, explain as reasons
+from tareas.cli import Parser, complexity_range, positive, run, seconds
+from tareas.errors import Abandoned, BadLine, Denied, Refusing, Trouble
+from tareas.rabbit import addresses, connection as broker, explain as reasons, inside, queues
 from tareas.rabbit.backoff import Rests
 from tareas.rabbit.outbox import Outbox
 from tareas.task import QUEUE, SAMPLE_COMPLEXITY
 from tareas.tell.events import Events
-from tareas.work import verdict as delivery
-from tareas.work.signals import Abandoned, Stopping
-from tareas.work.sources import BadLine, Item, Sample, Source, open_source
+from tareas.work.signals import Stopping
+from tareas.work.sources import Item, Sample, Source, open_source
 from tareas.work.window import Window
 
 TICK = 0.1  # seconds between two looks at signals
@@ -89,7 +89,7 @@ class Producer:
 
         Raises Trouble when there is no way on, and BadLine after everything before the bad line is confirmed.
         """
-        delivery.read_any_headers()
+        inside.read_any_headers()
         self._began = began = time.monotonic()
         with self.stopping:
             try:
@@ -106,7 +106,7 @@ class Producer:
                         self.tell("connection_lost", reason=reason)
                         began = time.monotonic()
                     elif reasons.is_denied(error) and not self._ever:
-                        raise reasons.Denied(reason)
+                        raise Denied(reason)
                     if self.stopping.requested and not self._window and not self._window.again:
                         break
                     if self.connect_timeout is not None and time.monotonic() - began > self.connect_timeout:
@@ -155,7 +155,7 @@ class Producer:
         self._outbox = Outbox(self._connection, channel, self.queue, self._properties)
         channel.add_on_close_callback(self._on_channel_closed)
         channel.add_on_return_callback(self._on_return)
-        channel.confirm_delivery(self._on_confirm, callback=lambda _: self._declare(broker.declarations(self.queue)))
+        channel.confirm_delivery(self._on_confirm, callback=lambda _: self._declare(queues.declarations(self.queue)))
 
     def _declare(self, left: list[tuple[str, dict[str, Any]]]) -> None:
         """Declare the queues one after the other, then publish."""
@@ -256,7 +256,7 @@ class Producer:
         if self._refusals and self._refusals % RENEWED == 0 and self._channel.is_open:
             # A channel of RabbitMQ 3.10 that met the queue while its leader was down refuses for ever (measured).
             if self._window:  # and while the leader's machine stands still, it takes seconds for each of a thousand
-                self._error = reasons.Refusing()
+                self._error = Refusing()
                 return self._close()
             self._declaring = self.queue  # nothing is published until the new channel has declared it
             self._channel.close()
@@ -270,7 +270,7 @@ class Producer:
         self._window.returned(Item(str(properties.message_id), body))
         if not self._declaring:
             self.tell("returned", id=properties.message_id, reason=f"there is no queue {self.queue}: declaring it anew")
-            self._declare(broker.declarations(self.queue))
+            self._declare(queues.declarations(self.queue))
 
     def _on_alarm(self, word: str, **facts: Any) -> None:
         self.tell(word, **facts)
@@ -283,7 +283,7 @@ class Producer:
             if self._declaring:
                 self._error = reasons.refused_declare(reason, self._declaring)
             elif reasons.is_denied(reason):
-                self._error = reasons.Denied(reasons.explain(reason, self._address))
+                self._error = Denied(reasons.explain(reason, self._address))
             else:
                 self._error = reason
             if self._connection.is_open:

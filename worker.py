@@ -19,17 +19,17 @@ from typing import Any
 import tareas.needed  # isort: skip  # noqa: F401 (it says so if pika is missing)
 import pika
 
-from tareas import Reject
-from tareas.cli import Parser, Trouble, own_stdout, positive, quoted, run, seconds, worker_name
-from tareas.rabbit import addresses, connection as broker, dead_letter, explain as reasons, inside as system_calls
-from tareas.rabbit.backoff import Rests
-from tareas.rabbit.explain import ConsumerGone
-from tareas.task import QUEUE, InvalidTask, decode
+from tareas.cli import Parser, positive, run, seconds, worker_name
+from tareas.errors import Abandoned, ConsumerGone, Denied, Interrupted, InvalidTask, Reject, Trouble, Unreachable
+from tareas.rabbit import addresses, backoff, connection as broker, explain as reasons, inside, letters, queues
+from tareas.rabbit.keep_alive import KeepAlive
+from tareas.streams import own_stdout
+from tareas.task import QUEUE, decode
 from tareas.tell.events import Events
-from tareas.work import forks as children, handlers, verdict as delivery
+from tareas.text import quoted
+from tareas.work import forks, handlers, verdict
 from tareas.work.idle import Idle
-from tareas.work.keep_alive import KeepAlive
-from tareas.work.signals import Abandoned, Interrupted, Stopping
+from tareas.work.signals import Stopping
 
 MAX_ATTEMPTS = 5
 RETRY_DELAY = 1.0  # seconds before the second attempt; doubled for each one after it
@@ -83,7 +83,7 @@ class Worker:
         self.tell = self.events.tell
         self.stopping = Stopping(self._say_stopping, grace)
         self.keep_alive = KeepAlive(self._say_lost)
-        self.rests = Rests(self.tell)
+        self.rests = backoff.Rests(self.tell)
         self.attempt = 1  # of the task in hand
         self._in_hand = NOTHING
         self._cancelled = False  # by us
@@ -104,7 +104,7 @@ class Worker:
         Raises Trouble when there is no way on: login refused, the queue exists with other arguments, nobody answered
         within connect_timeout.
         """
-        delivery.read_any_headers()
+        inside.read_any_headers()
         status = 0
         with self.stopping:
             try:
@@ -120,7 +120,7 @@ class Worker:
                 raise
             finally:
                 self.keep_alive.end()
-                children.close_socket(self._connection)
+                inside.close_socket(self._connection)
         self._say_stopped()
         return status
 
@@ -146,13 +146,13 @@ class Worker:
                 reason = reasons.explain(error, address)
                 if reasons.is_denied(error) and not self._ever:
                     broker.close(self._connection)
-                    raise reasons.Denied(reason) from None
+                    raise Denied(reason) from None
                 if error is not self.keep_alive.lost:  # else it was told at once, amid the task
                     self.tell("connection_lost", reason=reason)
                 broker.close(self._connection)  # the channel alone may be gone: RabbitMQ would keep our task for it
-            except (reasons.Unreachable, reasons.Denied) as error:
+            except (Unreachable, Denied) as error:
                 # A broker that comes back may not know its users yet: once we have consumed, nothing is final.
-                if isinstance(error, reasons.Denied) and not self._ever:
+                if isinstance(error, Denied) and not self._ever:
                     raise
                 reason = str(error)
             if self._since is not None:
@@ -171,23 +171,23 @@ class Worker:
         """Declare, set the prefetch, consume. Returns when stopped or drained; raises when the connection is lost."""
         with self.stopping.interruptible():
             channel = connection.channel()
-            broker.declare(connection, channel, self.queue)
+            queues.declare(connection, channel, self.queue)
             channel.basic_qos(prefetch_count=1)
         self._dead_letters, self._address = None, address
         self._rabbitmq = broker.version(connection)
         self.tell("connected", address=address.shown)
         self._blocked = False
         broker.tell_alarms(connection, self._on_alarm)
-        system_calls.spare_system_calls(connection)
-        children.at_fork(self, lambda worker: children.close_socket(worker._connection))
+        inside.spare_system_calls(connection)
+        forks.at_fork(self, lambda worker: inside.close_socket(worker._connection))
         self.keep_alive.serve(connection, float(address.parameters.heartbeat or 0))
         with broker.deadline(connection):
             channel.basic_consume(
                 queue=self.queue, on_message_callback=self.callback, auto_ack=False, consumer_tag=self.worker_id
             )
         self._since, self._ever = time.monotonic(), True
-        idle = Idle(connection, channel, self.queue, self.drain, lambda: self.stopping.requested,
-                    lambda: self._deliveries)
+        idle = Idle(connection, channel, lambda: queues.counts(channel, self.queue), self.drain,
+                    lambda: self.stopping.requested, lambda: self._deliveries)
         channel.start_consuming()
         if not (idle.stopped or self.stopping.requested):
             raise ConsumerGone("RabbitMQ cancelled the consumer (was the queue deleted?)")
@@ -204,10 +204,10 @@ class Worker:
             ch.basic_nack(delivery_tag=tag, requeue=True)
             return
         headers = properties.headers
-        self.attempt = attempt = delivery.attempt(method.redelivered, headers, self._rabbitmq)
+        self.attempt = attempt = verdict.attempt(method.redelivered, headers, self._rabbitmq)
         try:
             task = decode(body, simulated=self.handler is None)
-            if isinstance(headers, delivery.UnreadableHeaders):
+            if isinstance(headers, inside.UnreadableHeaders):
                 raise InvalidTask("its headers cannot be read (a timestamp out of range?)", task["id"])
         except InvalidTask as error:
             return self._dead_letter(ch, tag, body, properties, f"invalid task: {error}", attempt, error.task_id)
@@ -265,7 +265,7 @@ class Worker:
         if self.handler is None:
             handlers.simulate(task_data, self.attempt)
         else:
-            with children.parent_only():
+            with forks.parent_only():
                 handlers.finish(self.handler(task_data))
 
     def _requeue(self, ch: Any, tag: int, attempt: int, task_id: str) -> None:
@@ -294,16 +294,16 @@ class Worker:
                 self._dead_letters = self._connection.channel()
                 self._dead_letters.confirm_delivery()
             with broker.deadline(self._connection, unless=lambda: self._blocked):
-                dead_letter.publish(self._dead_letters, self.queue, body, properties, reason, attempts, self.worker_id)
+                letters.publish(self._dead_letters, self.queue, body, properties, reason, attempts, self.worker_id)
         except (pika.exceptions.NackError, pika.exceptions.UnroutableError) as error:
             full = isinstance(error, pika.exceptions.NackError)
             what = "is full, or has lost its leader" if full else "does not exist"
-            self.rests.say(RETRY_DELAY, f"the dead-letter queue {quoted(broker.dead(self.queue))} {what}")
+            self.rests.say(RETRY_DELAY, f"the dead-letter queue {quoted(queues.dead(self.queue))} {what}")
             with self.keep_alive:
                 self.stopping.rest(RETRY_DELAY)
             self._raise_if_lost(ch, "a rest")
             if not full:  # connecting anew declares it
-                raise ConsumerGone(f"there is no queue {quoted(broker.dead(self.queue))}") from None
+                raise ConsumerGone(f"there is no queue {quoted(queues.dead(self.queue))}") from None
             # A channel of RabbitMQ 3.10 that met the queue while its leader was down refuses for ever (measured).
             self._dead_letters.close()
             self._dead_letters = None
@@ -372,8 +372,8 @@ def parse(argv: Sequence[str] | None) -> Any:
     parser.add_argument("--connect-timeout", type=seconds, metavar="SECONDS", help="give up without RabbitMQ")
     parser.add_queue_options()
     options = parser.parse_args(argv)
-    if options.max_attempts > broker.DELIVERY_LIMIT:
-        parser.error(f"--max-attempts: at most {broker.DELIVERY_LIMIT:,}, the queue's own limit")
+    if options.max_attempts > queues.DELIVERY_LIMIT:
+        parser.error(f"--max-attempts: at most {queues.DELIVERY_LIMIT:,}, the queue's own limit")
     return options
 
 

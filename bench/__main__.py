@@ -21,7 +21,7 @@ from pathlib import Path
 from bench import report, rows
 from bench.contenders import HERE, PYTHON, ROOT, prepare
 from bench.measure import Bench
-from tareas.cli import Trouble
+from tareas.errors import Trouble
 from tareas.lab.node import Node
 from tareas.lab.programs import find_programs
 

@@ -25,7 +25,7 @@ import pika
 
 from bench.contenders import CELERY, ROOT, TAREAS, Contender
 from tareas.lab.node import Node
-from tareas.rabbit import connection as broker
+from tareas.rabbit import queues
 
 BODY = 100  # bytes of a task
 DEADLINE = 600.0  # seconds for one measurement
@@ -138,7 +138,7 @@ class Bench:
         """A fresh queue with our arguments; gone afterwards, with what the contender declared beside it."""
         name = f"bench-{contender.name.split()[0]}-{uuid.uuid4().hex[:8]}"
         with self.channel() as channel:
-            broker.declare(channel.connection, channel, name)
+            queues.declare(channel.connection, channel, name)
         try:
             yield name
         finally:
@@ -160,7 +160,7 @@ class Bench:
         self, contender: Contender, template: str, queue: str, stdin: Any = None, output: Any = None, **values: object
     ) -> Any:
         """One process of a contender, in a process group of its own."""
-        arguments = dict(broker.declarations(queue))[queue]
+        arguments = dict(queues.declarations(queue))[queue]
         environment = {**os.environ, "AMQP_URL": self.node.url, "BENCH_QUEUE": queue, "dramatiq_queue_prefetch": "1",
                        "BENCH_ARGUMENTS": json.dumps(arguments), "BENCH_MARKS": str(values.get("mark", ""))}
         environment.pop("PYTHONDONTWRITEBYTECODE", None)  # else ours alone would be compiled at each start
@@ -173,7 +173,7 @@ class Bench:
 
     def publish(self, contender: Contender, file: Path | None, queue: str, count: int) -> float:
         """Seconds that it takes the whole process to publish a file of so many tasks (None: its shortest way, one)."""
-        arguments = dict(broker.declarations(queue))[queue]
+        arguments = dict(queues.declarations(queue))[queue]
         words = " ".join(f"{name}={value}" for name, value in arguments.items())
         before = self.state(queue).message_count
         template = contender.one.replace("{arguments}", words) if file is None else contender.publish

@@ -3,37 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import errno
 import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn, TextIO
+from typing import Any, NoReturn
 
+from tareas.errors import Trouble
+from tareas.streams import OUTPUT_FULL, complain, leave
 from tareas.task import MAX_COMPLEXITY, QUEUE
+from tareas.text import HIDDEN, argument, masked, may_hold_password, quoted
 
-HIDDEN = "(not shown: it may hold a password)"
 MAX_COUNT = 10**9
 MAX_SECONDS = 86_400
 MAX_NAME_BYTES = 100  # of a worker
 MAX_QUEUE_BYTES = 250  # AMQP has 255; the dead-letter queue adds five
-OUTPUT_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)  # what writing may meet: a disk, not a broker
-
-
-class Trouble(Exception):
-    """There is no way on: its text says in one line what, where and how to mend it. `status`: the exit status."""
-
-    def __init__(self, message: str, status: int = 1) -> None:
-        super().__init__(message)
-        self.status = status
-
-
-class WrongCall(Trouble):
-    """The command, or a file given to it, is wrong: mend it and call again."""
-
-    def __init__(self, message: str, status: int = 2) -> None:
-        super().__init__(message, status)
 
 
 def run(main: Callable[[list[str] | None], int], argv: list[str] | None = None) -> int:
@@ -50,101 +34,32 @@ def run(main: Callable[[list[str] | None], int], argv: list[str] | None = None) 
         status = main(argv)
     except SystemExit as leaving:
         code = leaving.code
-        status = code if isinstance(code, int) else 0 if code is None else _complain(program, str(code), 1)
+        status = code if isinstance(code, int) else 0 if code is None else complain(program, str(code), 1)
     except KeyboardInterrupt:
-        status = _complain(program, "interrupted", 130)
+        status = complain(program, "interrupted", 130)
     except Trouble as trouble:
-        status = _complain(program, str(trouble), trouble.status)
+        status = complain(program, str(trouble), trouble.status)
     except BrokenPipeError:
         status = 1
         leave(sys.stdout)
     except Exception as error:
         if isinstance(error, OSError) and error.errno in OUTPUT_FULL:
-            status = _complain(program, f"the output cannot be written: {error.strerror}", 1)
+            status = complain(program, f"the output cannot be written: {error.strerror}", 1)
             leave(sys.stdout)
         elif os.environ.get("TAREAS_DEBUG") == "1":
             raise
         else:
             what = quoted(masked(f"{type(error).__name__}: {error}"), quotes=False)
-            status = _complain(program, f"internal error: {what} (set TAREAS_DEBUG=1 for the traceback)", 1)
+            status = complain(program, f"internal error: {what} (set TAREAS_DEBUG=1 for the traceback)", 1)
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
     except OSError as error:
         if not isinstance(error, BrokenPipeError):
-            _complain(program, f"the output cannot be written: {error.strerror}", 1)
+            complain(program, f"the output cannot be written: {error.strerror}", 1)
         status = status or 1
         leave(sys.stdout)
     return status
-
-
-def _complain(program: str, message: str, status: int) -> int:
-    if sys.stderr is not None:
-        with contextlib.suppress(OSError, ValueError):
-            print(_fitted(f"{program}: {message}"), file=sys.stderr, flush=True)
-    return status
-
-
-def _fitted(line: str) -> str:
-    """The line; on a terminal where it is too long, wrapped between words."""
-    if not sys.stderr.isatty():
-        return line
-    import textwrap  # here: it is for the rare end
-
-    columns = os.get_terminal_size(sys.stderr.fileno()).columns
-    return textwrap.fill(line, columns - 1, break_long_words=False, break_on_hyphens=False) if columns > 20 else line
-
-
-def leave(stream: TextIO) -> None:
-    """Send what is still in this stream's buffer nowhere: Python would try it again as it ends, with a traceback."""
-    with contextlib.suppress(OSError, ValueError):
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, stream.fileno())
-        os.close(nowhere)
-
-
-def own_stdout() -> TextIO | None:
-    """Stdout for the caller alone: what a handler prints, or a program that it runs, goes to stderr from now on.
-
-    None, and nothing changed, if stdout is closed (`>&-`) or no file.
-    """
-    try:
-        fd = sys.stdout.fileno()
-        sys.stdout.flush()
-    except (AttributeError, OSError):
-        return None
-    # Where stderr is closed, its number would be the next to be given out, to our events.
-    aside = os.open(os.devnull, os.O_WRONLY) if sys.stderr is None else sys.stderr.fileno()
-    own = open(os.dup(fd), "w", encoding="utf-8")  # noqa: SIM115
-    os.dup2(aside, fd)
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-    return own
-
-
-def quoted(text: str, quotes: bool = True, limit: int = 200) -> str:
-    """Text from outside, safe to show: one line, no terminal escapes, at most about `limit` characters."""
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:limit])
-    if len(text) > limit:
-        shown += "…"
-    if not quotes:
-        return shown
-    mark = '"' if "'" in shown else "'"
-    return f"{mark}{shown}{mark}"
-
-
-def may_hold_password(text: str) -> bool:
-    """Whether it looks like a URL, or a part of one."""
-    return "@" in text or "://" in text
-
-
-def argument(text: str, limit: int = 40) -> str:
-    """An argument of the command line, quoted and cut for a message, or that it is not shown."""
-    return HIDDEN if may_hold_password(text) else quoted(text, limit=limit)
-
-
-def masked(text: str) -> str:
-    """The text without the words that may hold a password: URLs, and what looks like a part of one."""
-    return re.sub(r"\S*(?:@|://)\S*", HIDDEN, text)
 
 
 class Parser(argparse.ArgumentParser):
@@ -207,7 +122,7 @@ class Parser(argparse.ArgumentParser):
                     for shape in (repr(secret), quoted(secret), secret):
                         message = message.replace(shape, HIDDEN)
         message = quoted(masked(message).removeprefix("argument "), quotes=False, limit=1000)
-        _complain(self.prog, f"{message} (try: {self.prog} --help)", 2)
+        complain(self.prog, f"{message} (try: {self.prog} --help)", 2)
         raise SystemExit(2)
 
     def format_help(self) -> str:

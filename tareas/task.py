@@ -13,6 +13,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from tareas.errors import InvalidTask
+
 QUEUE = "tareas_distribuidas"
 MAX_BYTES = 2**20  # of a body
 MAX_ID_BYTES = 255  # the id travels as AMQP's message_id, a short string
@@ -22,15 +24,6 @@ MAX_DIGITS = 400  # of a whole number: Python refuses to print very long ones, a
 MAX_ATTEMPTS = 1_000_000  # that a task may ask to fail or to crash in
 
 SAMPLE_COMPLEXITY = (0.5, 3.0)  # seconds
-
-
-class InvalidTask(ValueError):
-    """The body is no task. Its text says in one line what is wrong and how to mend it; task_id: its id, if it has one
-    that can be used."""
-
-    def __init__(self, text: str, task_id: str | None = None) -> None:
-        super().__init__(text)
-        self.task_id = task_id
 
 
 def decode(body: bytes, simulated: bool = True) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from tareas.cli import Trouble
+from tareas.errors import Trouble
 from tareas.lab.node import BOOT, Node
 from tareas.lab.programs import Programs
 

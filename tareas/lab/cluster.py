@@ -1,13 +1,14 @@
-"""RabbitMQ nodes on this machine that form a cluster: local_broker's, with one cookie and one port mapper."""
+"""RabbitMQ nodes on this machine that form a cluster: one cookie and one port mapper for all of them."""
 
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
-from tareas.lab import guard as node_guard
+from tareas.errors import NodeTrouble
+from tareas.lab import guard
 from tareas.lab.node import BOOT, Node
-from tareas.lab.ports import Claim, NodeTrouble
+from tareas.lab.ports import Claim
 from tareas.lab.programs import Programs
 
 
@@ -74,5 +75,5 @@ class Cluster:
         for node in self.nodes:
             node.kill()
             node.close()
-        node_guard.stop_epmd(self._epmd.port)
+        guard.stop_epmd(self._epmd.port)
         self._epmd.release()

@@ -4,8 +4,9 @@ import secrets
 import subprocess
 import time
 
+from tareas.errors import NodeTrouble
 from tareas.lab.node import BOOT
-from tareas.lab.ports import HOST, Claim, NodeTrouble, free, greet
+from tareas.lab.ports import HOST, Claim, free, greet
 
 IMAGE = "rabbitmq:4-management"
 PORT = 5672

@@ -1,11 +1,11 @@
 """The parent of a private RabbitMQ node: no node outlives the process that wanted it, however that process ends.
 
-Usage: python node_guard.py PID_FILE EPMD_PORT COMMAND [ARGUMENT ...]
+Usage: python guard.py PID_FILE EPMD_PORT COMMAND [ARGUMENT ...]
 
 Runs COMMAND (rabbitmq-server, in the guard's own process group) until it ends, or until standard input closes: the
 owner holds the other end of that pipe, so that even `kill -9` of the owner stops the node. Cleanly at first
 (SIGTERM), after 20 s by force. EPMD_PORT: the epmd to end with the node, 0 for none.
-Standard library only, and no import from the package: it is run by its path.
+It is run by its path: standard library only, and no import from the package.
 """
 
 import contextlib

@@ -12,7 +12,6 @@ own configuration. POSIX only, as RabbitMQ's own scripts are.
 import contextlib
 import os
 import re
-import secrets
 import signal
 import subprocess
 import sys
@@ -20,8 +19,9 @@ import time
 from pathlib import Path
 from types import TracebackType
 
-from tareas.lab import guard as node_guard
-from tareas.lab.ports import HOST, Claim, NodeTrouble, free, greet
+from tareas.errors import NodeTrouble
+from tareas.lab import guard, settings
+from tareas.lab.ports import HOST, Claim, free, greet
 from tareas.lab.programs import Programs, ctl
 
 BOOT = 120.0  # seconds: 3 on an idle machine, 15 and more on a busy one
@@ -98,7 +98,7 @@ class Node:
     @property
     def pid(self) -> int | None:
         """The process id of the Erlang VM (beam.smp); None while it doesn't run."""
-        return node_guard.read_pid(self._pid_file) if self.running else None
+        return guard.read_pid(self._pid_file) if self.running else None
 
     @property
     def running(self) -> bool:
@@ -111,7 +111,7 @@ class Node:
 
     @property
     def log(self) -> Path:
-        return self.folder / "log"
+        return settings.log(self.folder)
 
     @property
     def has_data(self) -> bool:
@@ -120,7 +120,7 @@ class Node:
 
     @property
     def _pid_file(self) -> Path:
-        return self.folder / "pid"
+        return settings.pid_file(self.folder)
 
     def start(self, deadline: float = BOOT) -> None:
         """Start the node and wait until it answers a client. Raises NodeTrouble after `deadline` seconds."""
@@ -136,16 +136,16 @@ class Node:
             owner = "another program" if version is None else f"another RabbitMQ ({version or 'or its like'})"
             raise NodeTrouble(f"port {self.port} is taken by {owner}: use that one, stop it, or choose another "
                               "(make broker ARGS='--port N')")
-        other = node_guard.read_pid(self._pid_file)
+        other = guard.read_pid(self._pid_file)
         if other is not None and is_erlang(other):
             raise NodeTrouble(f"a RabbitMQ (process {other}) runs on the data in {self.folder} already: stop it first")
         self._pid_file.unlink(missing_ok=True)
-        self._write_settings()
+        settings.write(self.folder, self.home, self.port, self.management_port, self.config)
         self._logged = {file: file.stat().st_size for file in self.log.glob("*.log")}
         with (self.log / "console.log").open("ab") as console:
             self._guard = subprocess.Popen(
                 [
-                    *(sys.executable, "-I", node_guard.__file__, str(self._pid_file)),
+                    *(sys.executable, "-I", guard.__file__, str(self._pid_file)),
                     *(str(self.epmd if self.own_epmd else 0), str(self.programs.server)),
                 ],
                 env=self.environment,
@@ -199,7 +199,7 @@ class Node:
         self._guard = None
         self._pid_file.unlink(missing_ok=True)
         if self.own_epmd:
-            node_guard.stop_epmd(self.epmd)
+            guard.stop_epmd(self.epmd)
 
     def restart(self, deadline: float = BOOT) -> None:
         """A clean stop, and a start."""
@@ -220,49 +220,8 @@ class Node:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What RabbitMQ's programs need to deal with this node and no other (of the user's own settings: nothing)."""
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("RABBITMQ_", "ERL_", "NOTIFY_SOCKET"))}
-        loopback = "-kernel inet_dist_use_interface {127,0,0,1}"
-        return kept | {
-            "HOME": str(self.home),  # the cookie's place
-            "LC_ALL": "C.UTF-8",  # else rabbitmqctl warns
-            "ERL_EPMD_ADDRESS": HOST,
-            "ERL_EPMD_PORT": str(self.epmd),
-            "RABBITMQ_NODENAME": self.name,
-            "RABBITMQ_CONF_ENV_FILE": "/dev/null",
-            "RABBITMQ_CONFIG_FILE": str(self.folder / "rabbitmq.conf"),
-            "RABBITMQ_CONFIG_FILES": str(self.folder / "conf.d"),
-            "RABBITMQ_ADVANCED_CONFIG_FILE": str(self.folder / "advanced.config"),
-            "RABBITMQ_ENABLED_PLUGINS_FILE": str(self.folder / "enabled_plugins"),
-            "RABBITMQ_MNESIA_BASE": str(self.folder / "data"),
-            "RABBITMQ_LOG_BASE": str(self.log),
-            "RABBITMQ_PID_FILE": str(self._pid_file),
-            "RABBITMQ_DIST_PORT": str(self.dist_port),
-            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": loopback,
-            "RABBITMQ_CTL_ERL_ARGS": loopback,
-        }
-
-    def _write_settings(self) -> None:
-        for folder in (self.folder, self.home, self.log, self.folder / "data", self.folder / "conf.d"):
-            folder.mkdir(parents=True, exist_ok=True)
-        cookie = self.home / ".erlang.cookie"
-        if not cookie.exists():
-            cookie.touch(mode=0o600)
-            cookie.write_text(secrets.token_hex(16))
-        cookie.chmod(0o400)
-        settings = [  # only keys that RabbitMQ 3.10 knows too: an unknown key stops the boot
-            f"listeners.tcp.1 = {HOST}:{self.port}",
-            "log.console = false",
-            "disk_free_limit.absolute = 1MB",
-            "vm_memory_high_watermark.relative = 0.6",
-            "consumer_timeout = 90000000",  # ms: 25 hours, an hour more than the longest task; 30 minutes by itself
-        ]
-        if self.management_port:
-            settings += [f"management.tcp.ip = {HOST}", f"management.tcp.port = {self.management_port}"]
-        (self.folder / "rabbitmq.conf").write_text("\n".join([*settings, self.config]) + "\n")
-        (self.folder / "advanced.config").write_text("[].\n")
-        plugins = "rabbitmq_management" if self.management_port else ""
-        (self.folder / "enabled_plugins").write_text(f"[{plugins}].\n")
+        """What RabbitMQ's programs need to deal with this node and no other."""
+        return settings.environment(self.folder, self.home, self.name, self.dist_port, self.epmd)
 
     def _last_words(self) -> str:
         """Why it did not start, as far as its logs tell, and where they are.

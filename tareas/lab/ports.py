@@ -4,14 +4,10 @@ import random
 import re
 import socket
 
-from tareas.cli import Trouble
+from tareas.errors import NodeTrouble
 
 HOST = "127.0.0.1"
 PORTS = range(21000, 31000)  # below the ports that Linux and macOS hand out to clients by themselves
-
-
-class NodeTrouble(Trouble):
-    """A private RabbitMQ node did not start, stop or answer."""
 
 
 def greet(port: int, host: str = HOST, timeout: float = 5.0) -> str | None:

@@ -7,8 +7,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from tareas.cli import Trouble
-from tareas.lab.ports import NodeTrouble
+from tareas.errors import NodeTrouble, Trouble
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tareas.cli import Parser, Trouble, positive, run
+from tareas.cli import Parser, positive, run
+from tareas.errors import Trouble
 from tareas.lab.container import IMAGE, PORT, DockerBroker, call, docker_answers
 from tareas.lab.node import MANAGEMENT, Node
 from tareas.lab.ports import greet

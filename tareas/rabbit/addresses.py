@@ -10,7 +10,8 @@ from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 
 import pika
 
-from tareas.cli import WrongCall, quoted
+from tareas.errors import WrongCall
+from tareas.text import quoted
 
 DEFAULT_URL = "amqp://guest:guest@localhost:5672/%2F"
 HEARTBEAT = 20  # seconds; RabbitMQ's documentation recommends 5 to 20: it bounds how long a frozen machine keeps a task

@@ -1,7 +1,4 @@
-"""How the commands reach RabbitMQ, and which queues there are.
-
-What they say to RabbitMQ before the first task is here, so that each of them declares the same queues.
-"""
+"""A connection to RabbitMQ: making it, bounding its calls, ending it."""
 
 from __future__ import annotations
 
@@ -11,18 +8,12 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pika
-from pika.exceptions import ChannelClosedByBroker, StreamLostError
+from pika.exceptions import StreamLostError
 
-from tareas.cli import quoted
+from tareas.errors import Denied, Unreachable
 from tareas.rabbit.addresses import Address, parameters
-from tareas.rabbit.explain import ANSWER_TIMEOUT, LOST, Denied, Unreachable, explain, is_denied, refused_declare
-
-# The worker bounds the attempts itself; the queue's limit is the backstop far above it. RabbitMQ counts broker
-# restarts and killed workers towards this limit too.
-DELIVERY_LIMIT = 1000
-# Looking at a dead letter counts as a delivery. RabbitMQ 4.0 drops it at the 21st when no limit is set, 3.10 at the
-# first when the limit is -1; a million is safe on all versions.
-DEAD_DELIVERY_LIMIT = 1_000_000
+from tareas.rabbit.explain import ANSWER_TIMEOUT, LOST, explain, is_denied
+from tareas.text import quoted
 
 
 def connect(nodes: Sequence[Address], name: str) -> tuple[pika.BlockingConnection, Address]:
@@ -39,46 +30,6 @@ def connect(nodes: Sequence[Address], name: str) -> tuple[pika.BlockingConnectio
             reasons.append(explain(error, address))
             denied.append(is_denied(error))
     raise (Denied if all(denied) else Unreachable)("; ".join(reasons))
-
-
-def dead(queue: str) -> str:
-    """The name of the queue's dead-letter queue."""
-    return f"{queue}.dead"
-
-
-def declarations(queue: str) -> list[tuple[str, dict[str, Any]]]:
-    """Both queues with their arguments, the dead-letter queue first: nothing may be dead-lettered into the void.
-
-    https://www.rabbitmq.com/docs/quorum-queues: at-least-once dead-lettering needs overflow reject-publish; without
-    it RabbitMQ falls back to at-most-once, silently.
-    """
-    return [
-        (
-            dead(queue),
-            {"x-queue-type": "quorum", "x-delivery-limit": DEAD_DELIVERY_LIMIT, "x-overflow": "reject-publish"},
-        ),
-        (
-            queue,
-            {
-                "x-queue-type": "quorum",
-                "x-dead-letter-exchange": "",
-                "x-dead-letter-routing-key": dead(queue),
-                "x-dead-letter-strategy": "at-least-once",
-                "x-overflow": "reject-publish",
-                "x-delivery-limit": DELIVERY_LIMIT,
-            },
-        ),
-    ]
-
-
-def declare(connection: pika.BlockingConnection, channel: Any, queue: str) -> None:
-    """Make sure that both queues exist, as ours. Raises QueueDiffers, or what pika raises."""
-    for name, arguments in declarations(queue):
-        try:
-            with deadline(connection):
-                channel.queue_declare(queue=name, durable=True, arguments=arguments)
-        except ChannelClosedByBroker as error:
-            raise refused_declare(error, name) from None
 
 
 @contextlib.contextmanager

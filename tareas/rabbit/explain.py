@@ -24,8 +24,9 @@ from pika.exceptions import (
     StreamLostError,
 )
 
-from tareas.cli import Trouble, quoted
+from tareas.errors import Denied, QueueDiffers, Refusing
 from tareas.rabbit.addresses import Address
+from tareas.text import quoted
 
 HOW_TO_START = " (start RabbitMQ: docker compose up -d rabbitmq, or make broker)"
 ANSWER_TIMEOUT = 30  # seconds to wait for the answer to one call: pika alone would wait for ever
@@ -35,26 +36,6 @@ ANSWER_TIMEOUT = 30  # seconds to wait for the answer to one call: pika alone wo
 LOST = (AMQPError, AMQPConnectorException, OSError, ValueError, AssertionError)
 
 OTHER_HOST = (62, 64)  # OpenSSL's X509_V_ERR_HOSTNAME_MISMATCH and _IP_ADDRESS_MISMATCH
-
-
-class Unreachable(Trouble):
-    """No RabbitMQ answers at any of the addresses; it may later."""
-
-
-class Denied(Trouble):
-    """RabbitMQ answers, and does not let us in: waiting will not help."""
-
-
-class ConsumerGone(Exception):
-    """RabbitMQ sends us nothing any more, though the connection lives: its text says why."""
-
-
-class Refusing(Exception):
-    """A connection that we end ourselves: RabbitMQ refuses on it, slowly, whatever we publish."""
-
-
-class QueueDiffers(Trouble):
-    """The queue exists with other arguments than ours."""
 
 
 def is_denied(error: BaseException) -> bool:

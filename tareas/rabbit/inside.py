@@ -1,7 +1,11 @@
-"""Send a frame, an acknowledgement or a heartbeat, in one system call, where pika takes four and more."""
+"""What reaches into pika, because pika has no public way to it.
+
+Headers that pika cannot read; a frame in one system call, where pika takes four and more; a socket to let go of.
+"""
 
 from __future__ import annotations
 
+import os
 import ssl
 from collections.abc import Callable
 from typing import Any
@@ -47,3 +51,40 @@ def spare_system_calls(connection: pika.BlockingConnection) -> None:
             transport._initiate_abort(error)
 
     transport.write = write
+
+
+def close_socket(connection: Any) -> None:
+    """Let go of this pika connection without a word to RabbitMQ."""
+    transport: Any = getattr(getattr(connection, "_impl", None), "_transport", None)
+    socket = getattr(transport, "_sock", None)
+    if socket is not None and socket.fileno() >= 0:
+        os.close(socket.detach())
+
+
+class UnreadableHeaders(dict[str, Any]):
+    """Stands for headers that pika cannot decode; a class of its own, so that no publisher can write one."""
+
+
+def read_any_headers() -> None:
+    """Let a message through whose headers pika cannot decode.
+
+    A timestamp header in milliseconds is enough to make pika raise inside its frame decoder: the connection ends,
+    RabbitMQ gives the message to the next worker, and so on for ever. pika has no hook for it, so we wrap its
+    table decoder: such headers arrive as UnreadableHeaders, and the worker dead-letters the message.
+    """
+    import pika.data as data
+
+    original = data.decode_table
+    if getattr(original, "reads_any", False):
+        return
+
+    def decode_table(encoded: bytes, offset: int) -> tuple[dict[Any, Any], int]:
+        try:
+            table: tuple[dict[Any, Any], int] = original(encoded, offset)
+            return table
+        except Exception:  # pika raises many kinds: ValueError, OverflowError, struct.error, its own
+            size = int.from_bytes(encoded[offset : offset + 4], "big")
+            return UnreadableHeaders(), offset + 4 + size
+
+    decode_table.reads_any = True  # type: ignore[attr-defined]
+    data.decode_table = decode_table

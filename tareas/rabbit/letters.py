@@ -1,136 +1,166 @@
-"""The dead letters of a queue: looking at them, replaying and discarding them.
-
-Looking takes letters without acknowledging them, so that RabbitMQ keeps each until it is replayed or discarded; the
-rest goes back, in order. Each look counts as a delivery, hence the queue's enormous delivery limit.
-"""
+"""A dead letter: how a worker makes one, what it says, and what of it a replay gives back."""
 
 from __future__ import annotations
 
-import contextlib
+import hashlib
 import time
-from collections import deque
-from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import pika
-from pika.exceptions import NackError, UnroutableError
 
-from tareas.cli import Trouble, quoted
-from tareas.rabbit import connection as broker
-from tareas.rabbit.dead_letter import MAX_HEADERS, MOVED_HEADERS
-from tareas.tell import figures as status
-from tareas.tell.letters import DeadLetter, read, shown
-from tareas.work import verdict as delivery
+from tareas.errors import InvalidTask
+from tareas.rabbit.inside import UnreadableHeaders
+from tareas.rabbit.queues import dead
+from tareas.task import decode
+from tareas.text import printable, shown
 
-HELD = 50_000  # letters that one consumer may hold unacknowledged (AMQP's most is 65,535)
-AHEAD = 50  # letters that RabbitMQ sends ahead when each is settled: memory holds so many bodies
-PATIENCE = 10.0  # seconds to wait for a letter that RabbitMQ counted
+MAX_REASON = 1000  # characters
+# The headers of a message travel in one frame, which RabbitMQ bounds to 131,072 bytes unless told otherwise.
+MAX_HEADERS = 120_000  # bytes
+
+# Properties that would lose the copy or send it elsewhere, and the header that keeps each: an expiration would let it
+# vanish, RabbitMQ refuses a user_id that is not ours, and CC and BCC deliver to other queues again.
+MOVED_PROPERTIES = {"expiration": "tareas-expiration", "user_id": "tareas-user-id"}
+MOVED_HEADERS = {"CC": "tareas-cc", "BCC": "tareas-bcc"}
 
 # Written by RabbitMQ or a worker while the letter died: on a replay they would lie about its new life.
 MARKS = ("tareas-", "x-death", "x-first-death-", "x-last-death-", "x-delivery-count", "x-acquired-count")
+LATEST = 253_402_300_800  # unix seconds: the year 10000, which no calendar shows
+
+_NAMES = ("content_type", "content_encoding", "headers", "delivery_mode", "priority", "correlation_id", "reply_to",
+          "expiration", "message_id", "timestamp", "type", "user_id", "app_id", "cluster_id")
 
 
-class NoSuchLetter(Trouble):
-    """No dead letter has that id."""
+# -- made
 
 
-class NotReplayed(Trouble):
-    """The queue did not take the task back; its dead letter stays."""
+def publish(
+    channel: Any, queue: str, body: bytes, properties: pika.BasicProperties, reason: str, attempts: int, worker: str
+) -> None:
+    """Publish a copy of a delivery to the queue's dead-letter queue and wait for RabbitMQ's confirm.
 
-
-def look(channel: Any, queue: str, limit: int | None = None, settling: bool = False) -> Iterator[DeadLetter]:
-    """Take the dead letters of this work queue, oldest first: at most `limit`, and none that arrives meanwhile.
-
-    settling: each is replayed or discarded before the next; without it all are held, and memory holds one. Use a
-    channel for one look, and give_back() after it. Raises what pika raises, as when there is no such queue.
+    The body and the properties stay as they are; headers say why, after how many attempts, by whom and when (unix
+    seconds). The channel must be in confirm mode. Raises pika's NackError (the queue is full) and UnroutableError
+    (there is none), or what it raises when the connection is lost: the original must not be acknowledged then.
     """
-    taken: deque[tuple[Any, pika.BasicProperties, bytes]] = deque()
-    # Bounded by what is there now: a letter that is replayed and fails again comes back, for ever.
-    number = status.counts(channel, broker.dead(queue)).message_count
-    number = number if limit is None else min(limit, number)
-    window = AHEAD if settling else HELD
-    channel.basic_qos(prefetch_count=window)
-    for n in range(number):
-        if n == 0 or (n % window == 0 and not settling):  # the consumer before this one holds all that it may
-            name = f"admin-{n:09}"  # RabbitMQ takes back from its consumers in the order of their names (measured)
-            with broker.deadline(channel.connection):
-                channel.basic_consume(broker.dead(queue), lambda *it: taken.append(it[1:]), consumer_tag=name)
-        since = time.monotonic()
-        while not taken:
-            channel.connection.process_data_events(time_limit=PATIENCE)
-            if not taken and time.monotonic() - since >= PATIENCE:
-                return  # someone else took the rest
-        method, properties, body = taken.popleft()
-        yield read(method.delivery_tag, properties, body)
+    copy = copy_of(properties, reason, attempts, worker)
+    channel.basic_publish(exchange="", routing_key=dead(queue), body=body, properties=copy, mandatory=True)
 
 
-def give_back(channel: Any, queue: str, held: int) -> None:
-    """Close the channel, and wait until RabbitMQ has put so many letters that it held back into their queue.
+def copy_of(properties: pika.BasicProperties, reason: str, attempts: int, worker: str) -> pika.BasicProperties:
+    """The properties of the copy."""
+    copy = pika.BasicProperties(**{name: getattr(properties, name) for name in _NAMES})
+    why = {
+        "tareas-reason": printable(reason)[:MAX_REASON],
+        "tareas-attempts": attempts,
+        "tareas-worker": worker,
+        "tareas-time": str(round(time.time(), 3)),  # a string: pika writes a float as an integer
+    }
+    for name, header in MOVED_PROPERTIES.items():
+        if getattr(copy, name) is not None:
+            why[header] = str(getattr(copy, name))
+            setattr(copy, name, None)
+    headers = dict(properties.headers or {})
+    for name, header in MOVED_HEADERS.items():
+        if name in headers:
+            why[header] = headers.pop(name)
+    copy.delivery_mode = pika.DeliveryMode.Persistent.value
+    copy.headers = {**headers, **why}
+    if not _fits(copy):
+        copy.headers = {**{k: v for k, v in why.items() if k not in MOVED_HEADERS.values()},
+                        "tareas-dropped": "the publisher's headers: too long, or of a type that cannot be copied"}
+    return copy
 
-    RabbitMQ keeps what comes back in a line of its own, before the others, and adds to its end (measured on 3.10, 4.0
-    and 4.3): whoever gives back only some of that line changes its order. So look at all, or settle all.
+
+# -- read
+
+
+@dataclass(frozen=True)
+class DeadLetter:
+    """One message of the dead-letter queue, taken and not yet settled.
+
+    id: a printable name for it. The body's id, else the message's, else "body-" and a digest of the body.
+    task: None when the body is no task. task_id: the body's id, which even such a body may have; else None.
+    reason: None when nobody gave one. attempts, worker, time (unix seconds): None when they are not known. What
+    RabbitMQ itself dead-lettered tells no attempts and no worker.
     """
-    connection = channel.connection
-    channel.close()
-    end = time.monotonic() + PATIENCE
-    with contextlib.closing(connection.channel()) as fresh:
-        while status.counts(fresh, broker.dead(queue)).message_count < held and time.monotonic() < end:
-            connection.sleep(0.01)
+
+    tag: int
+    body: bytes
+    properties: pika.BasicProperties
+    id: str
+    task: dict[str, Any] | None
+    task_id: str | None
+    reason: str | None
+    attempts: int | None
+    worker: str | None
+    time: float | None
 
 
-def chosen(channel: Any, queue: str, ids: Collection[str], limit: int | None = None) -> Iterator[DeadLetter]:
-    """The dead letters with one of these ids; without ids all, at most `limit`. Settle each before the next.
-
-    Those that share an id are all meant. Afterwards the others go back. Raises NoSuchLetter at the end, when the rest
-    is settled.
-    """
-    if not ids:
-        yield from look(channel, queue, limit, settling=True)
-        return
-    found, others = [], 0
-    for letter in look(channel, queue):
-        if letter.id in ids:
-            found.append(letter)
-        else:
-            others += 1
-    yield from found
-    give_back(channel, queue, others)
-    missing = [name for name in dict.fromkeys(ids) if all(letter.id != name for letter in found)]
-    if missing:
-        names = ", ".join(quoted(name) for name in missing)
-        raise NoSuchLetter(f"no dead letter {names} in queue {quoted(queue)} (admin.py dead lists them)")
-
-
-def replay(channel: Any, queue: str, letter: DeadLetter, tell: Callable[[list[str]], None]) -> None:
-    """Publish the task to its queue again, wait for RabbitMQ's confirm, tell it, then remove the dead letter.
-
-    Killed before the end, the task is in both queues: done twice perhaps, never lost, nor replayed untold. The channel
-    must be in confirm mode. tell: gets what the task did not get back, see revived(). Raises NotReplayed, or what pika
-    and tell raise.
-    """
-    properties, without = revived(letter.properties)
+def read(tag: int, properties: pika.BasicProperties, body: bytes) -> DeadLetter:
+    """Understand a message of the dead-letter queue; whatever a stranger wrote into it, this does not raise."""
+    headers = {} if properties.headers is None else properties.headers
+    task: dict[str, Any] | None = None
     try:
-        with broker.deadline(channel.connection):
-            channel.basic_publish("", queue, letter.body, properties, mandatory=True)
-    except NackError:
-        what = f"{quoted(letter.id)} and those after it stay dead letters"
-        raise NotReplayed(f"queue {quoted(queue)} is full: {what} (replay them when there is room)") from None
-    except UnroutableError:
-        raise NotReplayed(f"there is no queue {quoted(queue)} (worker.py makes it): all dead letters stay") from None
-    tell(without)
-    channel.basic_ack(letter.tag)
+        task = decode(body, simulated=False)
+        task_id: str | None = task["id"]
+    except InvalidTask as error:
+        task_id = error.task_id
+    mark, worker, attempts = (headers.get(f"tareas-{name}") for name in ("reason", "worker", "attempts"))
+    reason, at = (mark if isinstance(mark, str) else None), _time(headers.get("tareas-time"))
+    if reason is None:
+        reason, at = _broker_reason(headers)
+    return DeadLetter(
+        tag,
+        body,
+        properties,
+        id=task_id or _name(properties.message_id, body),
+        task=task,
+        task_id=task_id,
+        reason=reason,
+        attempts=int(attempts) if isinstance(attempts, int) and attempts >= 0 else None,
+        worker=worker if isinstance(worker, str) else None,
+        time=at,
+    )
 
 
-def discard(channel: Any, letter: DeadLetter) -> None:
-    """Remove the dead letter for good."""
-    channel.basic_ack(letter.tag)
+def _name(message_id: Any, body: bytes) -> str:
+    if isinstance(message_id, str) and message_id and message_id.isprintable():
+        return message_id
+    return f"body-{hashlib.sha256(body).hexdigest()[:12]}"
+
+
+def _time(value: Any) -> float | None:
+    try:
+        seconds = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return seconds if 0 <= seconds < LATEST else None
+
+
+def _broker_reason(headers: dict[str, Any]) -> tuple[str | None, float | None]:
+    """Why and when RabbitMQ itself dead-lettered it (https://www.rabbitmq.com/docs/dlx: the newest entry is first)."""
+    if isinstance(headers, UnreadableHeaders):
+        return "unknown: the headers cannot be read", None
+    deaths = headers.get("x-death")
+    if not isinstance(deaths, list) or not deaths or not isinstance(deaths[0], dict):
+        return None, None
+    death = deaths[0]
+    at = death.get("time")
+    moment = at.timestamp() if isinstance(at, datetime) else None
+    return f"RabbitMQ: {death.get('reason')}, in queue {death.get('queue')}", _time(moment)
+
+
+# -- replayed
 
 
 def revived(properties: pika.BasicProperties) -> tuple[pika.BasicProperties, list[str]]:
     """The properties for a replay, without the marks of death, and what else is left out, in words.
 
-    An expiration is not restored: it was reckoned from the first publish, and whoever replays wants the task done.
-    Nor are user_id, which RabbitMQ takes from its own user only, and CC and BCC, whose queues had their copy.
+    Not restored: the expiration, which was reckoned from the first publish, while whoever replays wants the task done;
+    the user_id, which RabbitMQ takes from that user alone; CC and BCC, whose queues have had their copy.
     """
     headers = {} if properties.headers is None else properties.headers
     without = []
@@ -156,11 +186,14 @@ def revived(properties: pika.BasicProperties) -> tuple[pika.BasicProperties, lis
         type=properties.type,
         app_id=properties.app_id,
     )
-    try:
-        fits = sum(map(len, result.encode())) <= MAX_HEADERS
-    except Exception:  # pika raises many kinds for a value that it can read and not write
-        fits = False
-    if not fits or isinstance(headers, delivery.UnreadableHeaders):
+    if not _fits(result) or isinstance(headers, UnreadableHeaders):
         result.headers = None
         without.append("its headers, which cannot be copied")
     return result, without
+
+
+def _fits(properties: pika.BasicProperties) -> bool:
+    try:
+        return sum(map(len, properties.encode())) <= MAX_HEADERS
+    except Exception:  # pika raises many kinds for a value that it can read and not write; this must not end a worker
+        return False

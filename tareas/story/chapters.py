@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Protocol, TypeVar
 
-from tareas.cli import Trouble
+from tareas.errors import Trouble
 from tareas.story.stage import DEADLINE, Actor, Stage
 from tareas.story.tasks import LONG, Task, killable, own, shares
 from tareas.story.timeline import KILLED, Bar, Event, bars

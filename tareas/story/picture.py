@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from tareas.story.svg import Page, width
 from tareas.story.timeline import KILLED, Bar, Event, bars, labels, outages, span, step, workers
-from tareas.tell.events import printable
+from tareas.text import printable
 
 WIDTH = 800
 LEFT, RIGHT = 92, 776  # where time begins and ends

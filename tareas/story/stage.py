@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, TypeVar
 
-from tareas.cli import Trouble
+from tareas.errors import Trouble
 from tareas.story.signals import Signals
 from tareas.story.timeline import Event
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import unicodedata
 
-from tareas.tell.events import cut, printable
+from tareas.text import cut, printable
 
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif"
 LETTER = 0.62  # width of a letter, in parts of its size, in the widest of the usual fonts

@@ -6,8 +6,9 @@ from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any
 
-from tareas.cli import WrongCall, quoted
-from tareas.task import InvalidTask, decode, sample
+from tareas.errors import InvalidTask, WrongCall
+from tareas.task import decode, sample
+from tareas.text import quoted
 from tareas.work.sources import File, open_source
 
 Task = dict[str, Any]

@@ -19,10 +19,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from tareas.cli import quoted
-from tareas.rabbit.explain import HOW_TO_START
 from tareas.story.timeline import AGAIN, KEY, Event, bars, by_number, draw
-from tareas.tell.events import WORDS, Events, printable
+from tareas.tell.events import Events
+from tareas.tell.words import WORDS
+from tareas.text import printable, quoted
 
 WIDTH = 80
 MARGIN = 4  # columns before the narration, for its number
@@ -32,9 +32,10 @@ UNSHOWN = ("published", "confirmed")  # the panel counts them
 
 
 class Telling:
-    """Says events as the commands themselves print them without --json."""
+    """Says events as the commands themselves print them without --json, but for what is `unsaid`."""
 
-    def __init__(self) -> None:
+    def __init__(self, unsaid: str) -> None:
+        self._unsaid = unsaid
         self._tellers: dict[str, Events] = {}  # each remembers what it has said: a reason that stays is not repeated
         self._text = io.StringIO()
 
@@ -51,8 +52,8 @@ class Telling:
         self._text.truncate()
         if who not in self._tellers:
             self._tellers[who] = Events(who, stream=self._text)
-        if "reason" in facts:  # the demo starts RabbitMQ itself
-            facts["reason"] = str(facts["reason"]).removesuffix(HOW_TO_START)
+        if "reason" in facts:
+            facts["reason"] = str(facts["reason"]).removesuffix(self._unsaid)
         self._tellers[who].tell(word, **facts)
         return self._text.getvalue().rstrip("\n")
 
@@ -60,14 +61,15 @@ class Telling:
 class View:
     """Prints lines; on a terminal, within the context, with a live panel below them.
 
-    work: the seconds that each task takes, for its bar (None: not known). All methods may be called from any thread.
+    work: the seconds that each task takes, for its bar (None: not known). unsaid: advice at the end of
+    a reason that nobody needs here. All methods may be called from any thread.
     """
 
-    def __init__(self, console: Console | None = None) -> None:
+    def __init__(self, console: Console | None = None, unsaid: str = "") -> None:
         self.work: dict[str, float] = {}
         self._console = console or Console(highlight=False)
         self._lively = self._console.is_terminal and not self._console.is_dumb_terminal
-        self._telling = Telling()
+        self._telling = Telling(unsaid)
         self._events: list[Event] = []
         self._lock = threading.Lock()
         self._sentences = 0

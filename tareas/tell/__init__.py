@@ -1,1 +1,1 @@
-"""What happened: for a person, as JSON, as a verdict."""
+"""What happened: in words, as JSON, on a terminal, as a verdict."""

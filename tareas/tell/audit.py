@@ -12,35 +12,19 @@ minutes before it was published counts for nothing: it was another task of that 
 
 from __future__ import annotations
 
-import contextlib
-import json
 import math
-import re
-import sys
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
-from tareas.tell.events import printable
+from tareas.text import printable
 
 SHOWN = 10  # ids that a line names
-OPENING = b'{"time": '  # of an event; nowhere inside of one: a text's quotes are escaped
-NEED_ID = {"published", "confirmed", "started", "done"}  # letters are replayed that have none
 EARLIER = 600.0  # seconds: more than clocks differ, less than lies between two runs
 UNENDED = "its log does not end with `finished`: it was killed, runs still, or not all of the log is here"
 BY_ID = ("lost", "twice", "unannounced", "done_and_dead", "unconfirmed", "pending", "repeated", "earlier")
-COPIED = 4096  # bytes at the beginning of two logs that are the same only if one is a copy
 ENDS_OF_A_START = {"failed", "discarded", "abandoned"}
-
-
-class InvalidLog(ValueError):
-    """A line that is no event, in a place where no killed process can have left it."""
-
-    def __init__(self, path: str, line: int, reason: str) -> None:
-        super().__init__(f"{printable(path)}, line {line}: {reason} (an audit reads what --json prints)")
-        self.path, self.line, self.reason = path, line, reason
 
 
 @dataclass(frozen=True)
@@ -256,75 +240,6 @@ def audit(events: Iterable[dict[str, Any]], left: Collection[str] | None = None)
 def _time(event: dict[str, Any], otherwise: float) -> float:
     time = event.get("time")
     return time if isinstance(time, (int, float)) else otherwise
-
-
-def read(paths: Iterable[str | Path]) -> Iterator[dict[str, Any]]:
-    """The events of these files, one after the other; "-" is stdin, a path named twice is read once.
-
-    A line that was cut short comes as {"event": "truncated"}: the last one, as a killed process leaves it; or the
-    beginning of a line, where a process that was started again has written on behind it.
-    Each event has the "log" that it is from. Raises InvalidLog at any other line that is no event and at a log that is
-    a copy of another, OSError for a file that can't be read.
-    """
-    beginnings: dict[bytes, str] = {}
-    for path in dict.fromkeys(str(path) for path in paths):
-        with contextlib.ExitStack() as stack:
-            file: BinaryIO = sys.stdin.buffer if path == "-" else stack.enter_context(open(path, "rb"))
-            name = "stdin" if path == "-" else path
-            if file.seekable():
-                beginning = file.read(COPIED)
-                file.seek(0)
-                for other, its_name in beginnings.items():
-                    if beginning and (beginning.startswith(other) or other.startswith(beginning)):
-                        raise InvalidLog(name, 1, f"begins as {printable(its_name)} does: name each log once")
-                if beginning:
-                    beginnings[beginning] = name
-            for number, whole in enumerate(file, 1):
-                line = whole.replace(b"\0", b"")  # what a power cut can leave of a line that was not on the disk yet
-                if line.strip():
-                    for event in _events(line, name, number):
-                        yield {**event, "log": name}
-
-
-def _events(line: bytes, path: str, number: int) -> Iterator[dict[str, Any]]:
-    """The event in this line; or several, where one was cut short, if only by its newline. Raises InvalidLog."""
-    try:
-        event = json.loads(line.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        pieces = [piece for piece in re.split(b"(?=" + re.escape(OPENING) + b")", line) if piece]
-        if len(pieces) > 1 and pieces[0][: len(OPENING)] == OPENING[: len(pieces[0])]:
-            for piece in pieces:
-                yield from _events(piece, path, number)
-        elif not line.startswith(OPENING) and (line.endswith(b"\n") or not line.startswith(b"{")):
-            raise InvalidLog(path, number, _reason(error)) from None
-        else:
-            yield {"event": "truncated", "line": number}
-    else:
-        if reason := _not_an_event(event):
-            raise InvalidLog(path, number, reason)
-        yield event
-
-
-def _not_an_event(event: Any) -> str:
-    """Why it is none, or an empty text."""
-    if not isinstance(event, dict) or not isinstance(event.get("event"), str):
-        return 'no "event" in it'
-    if not isinstance(event.get("who"), str):
-        return 'no "who" in it'
-    task_id = event.get("id")
-    if not isinstance(task_id, str) and (task_id is not None or event["event"] in NEED_ID):
-        return 'its "id" is no string'
-    return ""
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, json.JSONDecodeError):
-        return f"not JSON: {error.msg} at column {error.colno}"
-    if isinstance(error, UnicodeDecodeError):
-        return "not UTF-8"
-    if isinstance(error, RecursionError):
-        return "nested too deep"
-    return str(error)
 
 
 def _named(what: str, ids: list[str]) -> list[str]:

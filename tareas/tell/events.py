@@ -8,78 +8,24 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, NamedTuple, TextIO, cast
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
-from tareas.cli import leave
+from tareas.streams import leave
+from tareas.tell import words
+from tareas.tell.words import WORDS
+from tareas.text import cut, printable
 from tareas.work.forks import at_fork
 
 if TYPE_CHECKING:
     from tareas.tell.terminal import Screen
 
-LONGEST_TEXT = 500  # characters of an error or a reason: they come from outside and may be as long as they like
 PROGRESS_REST = 10.0  # seconds between two lines of progress where no terminal redraws them
-
-
-class Word(NamedTuple):
-    """How an event reads: label, colour (a style of rich), the text (of the facts), whether the bar ends with it."""
-
-    label: str
-    style: str
-    text: str
-    ends: bool = False
-
-
-WARNING = "black on yellow"  # to be seen on dark grounds and on light ones, where yellow letters are not
-
-WORDS = {
-    # producer and worker
-    "connected": Word("connected", "bold", "to {address}", ends=True),
-    "connection_lost": Word("cut off", WARNING, "{reason}"),  # the task goes on
-    "waiting": Word("waiting", "bold", "trying again in {seconds:.2f} s{because}", ends=True),
-    "blocked": Word("blocked", WARNING, "RabbitMQ takes nothing for now: {reason}"),
-    "unblocked": Word("unblocked", "bold", "RabbitMQ takes tasks again"),
-    "stopping": Word("stopping", "bold", "{reason}"),
-    # producer
-    "published": Word("published", "cyan", "{id}{again}"),
-    "confirmed": Word("confirmed", "green", "{id}"),
-    "refused": Word("refused", WARNING, "{id}: {reason}"),
-    "returned": Word("returned", WARNING, "{id}: {reason}"),
-    "finished": Word("finished", "bold", "{confirmed} of {published} confirmed in {seconds:.2f} s{left}", ends=True),
-    # worker
-    "started": Word("started", "cyan", "{id}{loud}", ends=True),  # of the task before it
-    "done": Word("done", "green", "{id} in {seconds:.2f} s", ends=True),
-    "failed": Word("failed", "red", "{id} in attempt {attempt}, after {seconds:.2f} s: {error}", ends=True),
-    "requeued": Word("requeued", "magenta", "{id} after attempt {attempt}, rested {rest:.2f} s", ends=True),
-    "dead_lettered": Word("dead", "bold red", "{id} after attempt {attempt}: {reason}", ends=True),
-    "discarded": Word("discarded", WARNING, "the result of {id}: {reason}", ends=True),
-    "abandoned": Word("abandoned", "magenta", "{id} in attempt {attempt}: it goes back to the queue", ends=True),
-    "cancelled": Word("cancelled", WARNING, "{reason}", ends=True),
-    "stopped": Word("stopped", "bold", "{processed} done, {failed} failed, {dead_lettered} dead-lettered, "
-                                       "busy {busy:.2f} s", ends=True),
-    # admin.py
-    "replayed": Word("replayed", "green", "{id}"),
-}  # fmt: skip
-
-# With --json into a file, and a person at the terminal: what they would wait for in vain.
-ASIDE = {
-    "connected", "connection_lost", "waiting", "blocked", "unblocked", "cancelled", "stopping", "finished", "stopped"
-}  # fmt: skip
-
-LOSSES = {"connection_lost", "cancelled", "waiting"}  # whose reasons follow each other
-
-_JSON: dict[type, Any] = {  # how a fact of this type reads; every other one as json.dumps has it
-    str: json.encoder.encode_basestring_ascii,
-    int: int.__repr__,
-    float: lambda number: repr(number) if math.isfinite(number) else json.dumps(number),
-    bool: lambda yes: "true" if yes else "false",
-}
 
 
 class Events:
@@ -115,7 +61,7 @@ class Events:
         if as_json and sys.stderr is not None and sys.stderr.isatty() and not self._stream.isatty():
             self._aside = Events(who, stream=sys.stderr)
         if not as_json and self._stream.isatty() and os.environ.get("TERM") != "dumb":
-            from tareas.tell.terminal import Screen  # rich takes its time to import: only where it is seen
+            from tareas.tell.terminal import Screen
 
             self._screen = Screen(self._stream, self._shown_who)
             at_fork(self, Events._in_child)
@@ -126,8 +72,9 @@ class Events:
         for name in ("reason", "error"):
             if name in facts:
                 facts[name] = cut(str(facts[name]))
-        self._write(word, self._as_json(word, facts) if self.as_json else self._in_words(word, facts), facts)
-        if self._aside is not None and word in ASIDE:
+        text = words.in_json(word, self._who_as_json, facts) if self.as_json else self._in_words(word, facts)
+        self._write(word, text, facts)
+        if self._aside is not None and word in words.ASIDE:
             with contextlib.suppress(OSError):  # the terminal is gone: the log is what counts
                 self._aside.tell(word, **facts)
 
@@ -138,12 +85,12 @@ class Events:
         """
         if self.as_json:
             return
-        text = progress_text(confirmed, total, seconds)
+        text = words.progress_text(confirmed, total, seconds)
         if self._screen is not None:
             self._write("progress", text, {"part": confirmed / total if total else None})
         elif time.monotonic() >= self._progress_due:
             self._progress_due = time.monotonic() + PROGRESS_REST
-            self._write("progress", f"{self._shown_who}  {'progress':<9} {text}\n", {})
+            self._write("progress", self._line("progress", text), {})
 
     def resting(self, task_id: str, seconds: float) -> None:
         """A terminal shows the rest of this task before it is given back; nowhere else is it an event."""
@@ -206,30 +153,15 @@ class Events:
             if word == "started":
                 self._screen.running(self._shown(facts["id"]), facts.get("complexity"))
 
-    def _as_json(self, word: str, facts: dict[str, Any]) -> str:
-        """`{"time": 1764050000.123, "event": "done", "who": "worker-1", "id": "task-0003", ...}` and a newline.
-
-        A worker tells two of them a task: written by hand, it costs a third of json.dumps.
-        """
-        more = [f', "{name}": {_JSON.get(type(fact), json.dumps)(fact)}' for name, fact in facts.items()]
-        return f'{{"time": {time.time():.3f}, "event": "{word}", "who": {self._who_as_json}{"".join(more)}}}\n'
-
     def _in_words(self, word: str, facts: dict[str, Any]) -> str:
         """`worker-1  done      task-0003 in 0.61 s` and a newline; for a screen only the part after the label."""
-        label, _, text, _ = WORDS[word]
-        shown: dict[str, Any] = {name: self._shown(it) if isinstance(it, str) else it for name, it in facts.items()}
-        if shown.get("id") is None:
-            shown["id"] = shown.get("message_id") or "a task without an id"
-        shown["again"] = " again" if facts.get("again") else ""
-        again = facts.get("redelivered")
-        shown["loud"] = f" REDELIVERED, attempt {facts['attempt']}: not acknowledged before" if again else ""
-        shown["left"] = f"; not published: {shown['left']}" if "left" in facts else ""
-        reason = facts.get("reason")
-        shown["because"] = f": {shown['reason']}" if reason and reason != self._last_reason else ""  # once is enough
-        if word in LOSSES:
-            self._last_reason = reason
-        text = text.format_map(shown)
-        return text if self._screen is not None else f"{self._shown_who}  {label:<9} {text}".rstrip() + "\n"
+        text = words.in_words(word, facts, self._shown, self._last_reason)
+        if word in words.LOSSES:
+            self._last_reason = facts.get("reason")
+        return text if self._screen is not None else self._line(WORDS[word].label, text)
+
+    def _line(self, label: str, text: str) -> str:
+        return f"{self._shown_who}  {label:<9} {text}".rstrip() + "\n"
 
     def _shown(self, text: str) -> str:
         """As a stream of this encoding can take it."""
@@ -256,27 +188,3 @@ class _ForOthers:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._events._stream, name)
-
-
-def cut(text: str) -> str:
-    """At most LONGEST_TEXT characters of it."""
-    return text if len(text) <= LONGEST_TEXT else text[: LONGEST_TEXT - 3] + "..."
-
-
-def printable(text: str) -> str:
-    """The text with everything escaped that could steer a terminal or end a line: an id is someone else's data.
-
-    str.isprintable is false for controls, and for what reverses or hides text as well (U+202E, say).
-    """
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
-
-
-def progress_text(confirmed: int, total: int | None, seconds: float) -> str:
-    """`12,000 of 50,000 confirmed, 8,000/s, 5 s left`; without a total what there is of it."""
-    rate = confirmed / seconds if seconds > 0 else 0.0
-    text = f"{confirmed:,}{f' of {total:,}' if total is not None else ''} confirmed, {rate:,.0f}/s"
-    if total is not None and rate > 0:
-        text += f", {(total - confirmed) / rate:,.0f} s left"
-    return text

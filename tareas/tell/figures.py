@@ -1,36 +1,12 @@
-"""How full a queue is, as AMQP tells it, and how fast that changes."""
+"""A queue's figures for a person, and how fast they change."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
-from tareas.cli import quoted
-from tareas.rabbit import connection as broker
-
-
-def figures(channel: Any, queue: str) -> dict[str, Any]:
-    """The work queue's ready tasks and consumers, and its dead letters, now.
-
-    unacknowledged is None: AMQP does not tell it. Raises what pika raises when there is no such queue.
-    """
-    work, dead = counts(channel, queue), counts(channel, broker.dead(queue))
-    return {
-        "time": round(time.time(), 3),
-        "queue": queue,
-        "ready": work.message_count,
-        "unacknowledged": None,
-        "consumers": work.consumer_count,
-        "dead": dead.message_count,
-    }
-
-
-def counts(channel: Any, name: str) -> Any:
-    """RabbitMQ's answer to a passive declare, which creates nothing: message_count (ready ones), consumer_count."""
-    with broker.deadline(channel.connection):
-        return channel.queue_declare(name, passive=True).method
+from tareas.text import quoted
 
 
 def pace(seen: Sequence[tuple[float, int]]) -> dict[str, float | None]:

@@ -1,7 +1,8 @@
 """A terminal: events in colour, and below them one line that lives, for the running task or for a long input.
 
 The line is redrawn in place and nothing else about the terminal is changed (the cursor stays visible), so even a
-process that is killed leaves a terminal that works. Only tareas.tell.events imports this, and only with a terminal.
+process that is killed leaves a terminal that works. rich takes its time to import: only events imports this module,
+and only where it has a terminal.
 """
 
 from __future__ import annotations
@@ -19,12 +20,11 @@ from rich.control import Control
 from rich.segment import ControlType
 from rich.text import Text
 
+from tareas.tell.words import Word
 from tareas.work.forks import at_fork
 
 if TYPE_CHECKING:
     from rich.console import OverflowMethod
-
-    from tareas.tell.events import Word
 
 TURN = 0.2  # seconds between two drawings; a task that is done sooner gets no line at all, only flicker would show
 LONGEST_BAR = 30  # columns

@@ -33,14 +33,6 @@ def at_fork(owner: Any, duty: Callable[[Any], None]) -> None:
     _duties[owner] = duty
 
 
-def close_socket(connection: Any) -> None:
-    """Let go of this pika connection without a word to RabbitMQ."""
-    transport: Any = getattr(getattr(connection, "_impl", None), "_transport", None)
-    socket = getattr(transport, "_sock", None)
-    if socket is not None and socket.fileno() >= 0:
-        os.close(socket.detach())
-
-
 @contextlib.contextmanager
 def parent_only() -> Iterator[None]:
     """Around a handler's call: a child that it forked and that comes back ends here, or it would be a second worker."""

@@ -10,23 +10,14 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from tareas.cli import WrongCall, masked, quoted
+from tareas.errors import NothingToSimulate, SimulatedFailure, WrongCall
+from tareas.text import LONGEST_TEXT, masked, printable, quoted
 
 Handler = Callable[[dict[str, Any]], Any]
-LONGEST = 500  # characters of an error
 HERE = os.path.dirname(os.path.abspath(__file__))
 # Between a worker's `try` and a handler.
 OURS = {os.path.join(HERE, "handlers.py"), os.path.join(HERE, "forks.py"),
         os.path.join(os.path.dirname(os.path.dirname(HERE)), "worker.py")}  # fmt: skip
-
-
-class SimulatedFailure(Exception):
-    """The task asked for it with fail_attempts."""
-
-
-class NothingToSimulate(Exception):
-    """A task for a handler that came to a worker without one. It may be the wrong worker, so the task is given back,
-    and becomes a dead letter only after all its attempts."""
 
 
 def simulate(task: dict[str, Any], attempt: int) -> None:
@@ -100,14 +91,17 @@ def finish(result: Any) -> None:
 
 
 def describe(error: BaseException, place: bool = False) -> str:
-    """The error in one line, whatever its own __str__ does. place: with the line of the handler's file that it left."""
-    where = _place(error) if place else ""
+    """The error in one line that is safe to show and to send, whatever its own __str__ does.
+
+    place: with the line of the handler's file that it left.
+    """
+    where = printable(_place(error)) if place else ""
     try:
-        text = " ".join(str(error).split())
+        text = printable(" ".join(str(error).split()))
     except Exception:
         text = "(its text cannot be shown)"
-    kind = type(error).__name__
-    return (f"{kind}: {text}" if text else kind)[: LONGEST - len(where)] + where
+    kind = printable(type(error).__name__)
+    return (f"{kind}: {text}" if text else kind)[: LONGEST_TEXT - len(where)] + where
 
 
 def _place(error: BaseException) -> str:

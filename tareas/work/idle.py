@@ -6,8 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from tareas.rabbit.explain import ConsumerGone
-from tareas.tell import figures as status
+from tareas.errors import ConsumerGone
 
 TICK = 0.25  # seconds between two looks of an idle worker at the signals
 DRAIN_TICK = 0.1  # the same when draining, and at the queue
@@ -17,16 +16,17 @@ STARVED = 2.0  # seconds between two looks of an idle worker at the queue
 class Idle:
     """Ends start_consuming of this channel when it is time.
 
-    stop_requested, deliveries: asked at every look; deliveries is how many have come so far. drain: end when the
-    queue has nothing ready. stopped: it was we who ended the consuming. Raises ConsumerGone out of start_consuming.
+    count: RabbitMQ's answer with the queue's message_count and consumer_count. drain: end when the queue has nothing
+    ready. stop_requested, deliveries: asked at every look; deliveries is how many have come so far.
+    stopped: it was we who ended the consuming. Raises ConsumerGone out of start_consuming.
     """
 
     def __init__(
-        self, connection: Any, channel: Any, queue: str, drain: bool, stop_requested: Callable[[], object],
-        deliveries: Callable[[], int],
+        self, connection: Any, channel: Any, count: Callable[[], Any], drain: bool,
+        stop_requested: Callable[[], object], deliveries: Callable[[], int],
     ) -> None:  # fmt: skip
         self.stopped = False
-        self._connection, self._channel, self._queue, self._drain = connection, channel, queue, drain
+        self._connection, self._channel, self._count, self._drain = connection, channel, count, drain
         self._stop_requested, self._deliveries = stop_requested, deliveries
         self._seen, self._empty, self._starved = 0, 0, 0
         self._next_look = time.monotonic() + (0 if drain else STARVED)
@@ -49,7 +49,7 @@ class Idle:
 
     def _look(self) -> None:
         """Two looks in a row, as what the first one does not count may be on its way to us."""
-        told = status.counts(self._channel, self._queue)
+        told = self._count()
         # We consume, so RabbitMQ counts one consumer at least. It says 0 of both when the queue does not answer it in
         # time, as while it recovers from a restart: that is not drained.
         if told.message_count == 0 and (told.consumer_count or not self._drain):

@@ -10,18 +10,11 @@ from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 from typing import Any
 
+from tareas.errors import Abandoned, Interrupted
 from tareas.work.forks import at_fork
 
 TURN = 0.25  # seconds between two looks of a rest
 REPEAT = 1.0  # seconds in which a second signal counts as the first: terminals and supervisors send it more than once
-
-
-class Interrupted(BaseException):
-    """The first signal, raised only where there is nothing to finish: while a connection is being made."""
-
-
-class Abandoned(BaseException):
-    """The second signal, or the end of the grace time. A BaseException: a handler's `except Exception` lets it by."""
 
 
 class Stopping:

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
 from tareas import task
-from tareas.cli import Trouble, WrongCall, argument, quoted
-from tareas.task import InvalidTask
+from tareas.errors import BadLine, InvalidTask, Trouble, WrongCall
+from tareas.text import argument, quoted
 
 CHUNK = 64 * 1024  # bytes read at once
 MAX_LINE = task.MAX_BYTES + 1024  # bytes of a line: a task with some blanks around it
@@ -24,10 +24,6 @@ class Item(NamedTuple):
 
     id: str
     body: bytes
-
-
-class BadLine(WrongCall):
-    """The input is of no use from here on: a line is no task (status 2), or it cannot be read (status 1)."""
 
 
 class Source(Protocol):

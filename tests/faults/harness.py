@@ -31,10 +31,9 @@ from typing import Any
 
 from pika.exceptions import ConnectionClosedByBroker
 
-from tareas.rabbit import addresses, connection as broker
-from tareas.tell import audit
-from tareas.tell.letters import DeadLetter, read
-from tareas.work import verdict as delivery
+from tareas.rabbit import addresses, connection as broker, inside, queues
+from tareas.rabbit.letters import DeadLetter, read
+from tareas.tell import audit, logs
 from tests.faults import table
 
 ROOT = Path(__file__).parents[2]
@@ -363,7 +362,7 @@ class Fleet:
     def declare(self) -> None:
         """Declare both queues, and remember when, for wait_until_safe."""
         with self.channel() as channel:
-            broker.declare(channel.connection, channel, self.queue)
+            queues.declare(channel.connection, channel, self.queue)
         self.is_new()
 
     def is_new(self) -> None:
@@ -440,7 +439,7 @@ class Fleet:
     @contextlib.contextmanager
     def channel(self, url: str | None = None) -> Iterator[Any]:
         """A raw pika channel to the queue's RabbitMQ."""
-        delivery.read_any_headers()
+        inside.read_any_headers()
         connection, _ = broker.connect(addresses.parse(url or self.url), "test")
         try:
             yield connection.channel()
@@ -479,7 +478,7 @@ class Fleet:
 
     def letters(self) -> list[DeadLetter]:
         """The dead letters; they stay where they are."""
-        return self._messages(broker.dead(self.queue))
+        return self._messages(queues.dead(self.queue))
 
     def _messages(self, queue: str) -> list[DeadLetter]:
         until = time.monotonic() + DEADLINE
@@ -531,7 +530,7 @@ class Fleet:
             for letter in letters
             if letter.id in self.confirmed and letter.id not in self.dead
         ]
-        return audit.audit(itertools.chain(audit.read(files), told), left)
+        return audit.audit(itertools.chain(logs.read(files), told), left)
 
     def _assert_healthy(self) -> None:
         for member in self.members:

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from tareas.errors import NodeTrouble
 from tareas.lab.cluster import Cluster
 from tareas.lab.node import Node
-from tareas.lab.ports import NodeTrouble
 from tareas.lab.programs import Programs
 from tests.faults.feed import Feed, Round, connected_to
 from tests.faults.harness import DEADLINE, FULL, Fleet, scaled

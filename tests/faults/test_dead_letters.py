@@ -6,8 +6,7 @@ import json
 import subprocess
 import sys
 
-from tareas.rabbit import connection as broker, letters as dead_letters
-from tareas.tell import figures as status
+from tareas.rabbit import letterbox, queues
 from tests.faults.harness import DEADLINE, FULL, ROOT, Fleet, scaled, tasks
 
 
@@ -27,16 +26,16 @@ def test_dead_letters_looked_at(fleet: Fleet) -> None:
     def ready() -> int:
         """How many letters nobody holds: those of a closed channel come back a moment later."""
         with fleet.channel() as channel:
-            return int(status.counts(channel, broker.dead(fleet.queue)).message_count)
+            return int(queues.counts(channel, queues.dead(fleet.queue)).message_count)
 
     if not FULL:  # the command takes its time to start: what counts is the look
         for _ in range(looks - commands):
             fleet.wait("the letters are back", lambda: ready() == count)
             with fleet.channel() as channel:
-                seen = [letter.id for letter in dead_letters.look(channel, fleet.queue)]
+                seen = [letter.id for letter in letterbox.look(channel, fleet.queue)]
                 assert sorted(seen) == names
                 if fleet.faults % 2:  # else the channel closes over them, as when the one who looks is killed
-                    dead_letters.give_back(channel, fleet.queue, len(names))
+                    letterbox.give_back(channel, fleet.queue, len(names))
             fleet.faults += 1
     for number in range(commands):
         fleet.wait("the letters are back", lambda: ready() == count)

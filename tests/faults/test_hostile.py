@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 import pika
 
-from tareas.task import MAX_BYTES, InvalidTask, decode
+from tareas.errors import InvalidTask
+from tareas.task import MAX_BYTES, decode
 from tests.faults.harness import Fleet, scaled, tasks
 
 NEW_YEAR = datetime(2026, 1, 1, tzinfo=timezone.utc)

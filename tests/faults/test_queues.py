@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tareas.lab.node import Node
-from tareas.rabbit import connection as broker
+from tareas.rabbit import queues
 from tests.faults.feed import Feed, Round, wait_confirmed, wait_started
 from tests.faults.harness import Fleet, Member, scaled, tasks
 
@@ -44,7 +44,7 @@ def test_queue_full(killable: Node, killable_fleet: Fleet) -> None:
     fleet.stop_workers()
 
     rejected = tasks(2 * MOST, prefix="rejected", reject=True)
-    with limited(killable, broker.dead(queue)):
+    with limited(killable, queues.dead(queue)):
         (worker,) = fleet.start_workers(1, *HOLD, "--max-attempts", "1000")
         fleet.produce(rejected, wait=True)
         told = fleet.wait_event(worker, "waiting")
@@ -96,7 +96,7 @@ class Robbed(Fleet):
             else:
                 channel.queue_delete(self.queue)
             if deed == "redeclare":
-                ours = dict(broker.declarations(self.queue))[self.queue]
+                ours = dict(queues.declarations(self.queue))[self.queue]
                 channel.queue_declare(self.queue, durable=True, arguments=arguments or ours)
         at = time.time()
         self.faults += 1

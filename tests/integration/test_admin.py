@@ -22,10 +22,8 @@ from pika.exceptions import NackError
 import admin
 from tareas.lab.node import Node
 from tareas.lab.programs import Programs
-from tareas.rabbit import addresses, connection as broker, dead_letter, letters as dead_letters
+from tareas.rabbit import addresses, inside, letterbox, letters, queues
 from tareas.task import encode
-from tareas.tell import letters as letter
-from tareas.work import verdict as delivery
 
 ROOT = Path(__file__).resolve().parents[2]
 DEADLINE = 90.0  # seconds, for a busy machine
@@ -35,21 +33,21 @@ class Place:
     """A fresh work queue with its dead-letter queue, and a channel to both."""
 
     def __init__(self, url: str, queue: str) -> None:
-        delivery.read_any_headers()
+        inside.read_any_headers()
         self.url, self.queue = url, queue
         self.connection = pika.BlockingConnection(addresses.parameters(addresses.parse(url)[0], "test"))
         self.channel = self.connection.channel()
-        broker.declare(self.connection, self.channel, queue)
+        queues.declare(self.connection, self.channel, queue)
         self.channel.confirm_delivery()
 
     def bury(self, *ids: str, **properties: Any) -> None:
         """Dead-letter tasks of these ids, as a worker does."""
         for name in ids:
             about = pika.BasicProperties(message_id=name, content_type="application/json", **properties)
-            dead_letter.publish(self.channel, self.queue, encode({"id": name}), about, f"{name} went wrong", 5, "w-1")
+            letters.publish(self.channel, self.queue, encode({"id": name}), about, f"{name} went wrong", 5, "w-1")
 
     def publish(self, body: bytes, dead: bool = False, **properties: Any) -> None:
-        key = broker.dead(self.queue) if dead else self.queue
+        key = queues.dead(self.queue) if dead else self.queue
         self.channel.basic_publish("", key, body, pika.BasicProperties(delivery_mode=2, **properties), mandatory=True)
 
     def call(self, *argv: str) -> list[str]:
@@ -67,12 +65,12 @@ class Place:
 
     def dead(self) -> list[str]:
         """The ids of the dead letters, in order, which stay."""
-        return self._ids(broker.dead(self.queue))
+        return self._ids(queues.dead(self.queue))
 
     def stay(self, ids: list[str]) -> None:
         """These, in order, are the dead letters once those that were held are back (who looks sooner takes some out,
         and mixes them)."""
-        self.until(lambda: self.counts(broker.dead(self.queue)).message_count == len(ids))
+        self.until(lambda: self.counts(queues.dead(self.queue)).message_count == len(ids))
         assert self.dead() == ids
 
     def tasks(self) -> list[str]:
@@ -83,7 +81,7 @@ class Place:
         with contextlib.closing(self.connection.channel()) as channel:
             got = list(iter(lambda: channel.basic_get(name), (None, None, None)))
         self.until(lambda: self.counts(name).message_count >= len(got))
-        return [letter.read(0, properties, body or b"").id for _, properties, body in got]
+        return [letters.read(0, properties, body or b"").id for _, properties, body in got]
 
     def counts(self, name: str) -> Any:
         return self.channel.queue_declare(name, passive=True).method
@@ -130,12 +128,12 @@ def test_a_look_at_some_keeps_the_order_of_all(place: Place) -> None:
 def test_more_letters_than_one_consumer_may_hold_are_all_seen_and_keep_their_order(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dead_letters, "HELD", 2)
+    monkeypatch.setattr(letterbox, "HELD", 2)
     place.bury(*IDS)
     for _ in range(3):
         channel = place.connection.channel()
-        assert [each.id for each in dead_letters.look(channel, place.queue)] == IDS
-        dead_letters.give_back(channel, place.queue, len(IDS))
+        assert [each.id for each in letterbox.look(channel, place.queue)] == IDS
+        letterbox.give_back(channel, place.queue, len(IDS))
 
 
 def test_the_list_says_why_when_who_and_how_often(place: Place) -> None:
@@ -177,7 +175,7 @@ def test_hostile_messages_are_shown_harmlessly_and_discarded_or_replayed_as_they
     for body in bodies[:-1]:
         place.publish(body, dead=True, message_id="\x1b]0;owned\x07", headers={"tareas-reason": "\x1b[31mred\nno"})
     far = Far(headers={"when": b"FAR!"}, user_id="guest")
-    place.channel.basic_publish("", broker.dead(place.queue), bodies[-1], far, mandatory=True)
+    place.channel.basic_publish("", queues.dead(place.queue), bodies[-1], far, mandatory=True)
     shown = place.admin("dead").stdout
     assert all(line.isprintable() for line in shown.splitlines()) and len(shown) < 4000
     assert "\\x1b[31mred\\nno" in shown and "the headers cannot be read" in shown
@@ -311,7 +309,7 @@ def test_a_discard_asks_and_takes_only_yes(place: Place, answer: bytes) -> None:
 
 def test_a_discard_takes_no_more_than_it_asked_about(place: Place) -> None:
     place.bury("a", "b")
-    place.until(lambda: place.counts(broker.dead(place.queue)).message_count == 2)
+    place.until(lambda: place.counts(queues.dead(place.queue)).message_count == 2)
 
     def one_comes_meanwhile() -> bytes:
         place.bury("c")
@@ -331,7 +329,7 @@ def test_a_discard_does_not_ask_about_nothing_and_counts_one_as_one(place: Place
         os.close(end)
     assert (done.returncode, done.stdout, done.stderr) == (0, "0 discarded\n", "")
     place.bury("a")
-    place.until(lambda: place.counts(broker.dead(place.queue)).message_count == 1)
+    place.until(lambda: place.counts(queues.dead(place.queue)).message_count == 1)
     code, said = at_terminal(place, "discard", "--all", answer=lambda: b"y\n")
     assert code == 0 and "the only dead letter? [y/N]" in said
 
@@ -390,7 +388,7 @@ def test_a_watch_goes_on_until_ctrl_c(place: Place) -> None:
 
 
 def test_a_queue_that_is_not_there(place: Place) -> None:
-    place.channel.queue_delete(broker.dead(place.queue))
+    place.channel.queue_delete(queues.dead(place.queue))
     for argv in (["status"], ["dead"], ["replay", "--all"], ["discard", "--all", "--yes"]):
         assert "there is no queue" in place.admin(*argv, code=1).stderr
 

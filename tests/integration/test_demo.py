@@ -21,7 +21,7 @@ import pytest
 
 from demo import main
 from tareas.lab.programs import Programs, find_programs
-from tareas.rabbit import connection as broker
+from tareas.rabbit import queues
 from tareas.story import stage as stage_module
 from tareas.story.signals import Interrupted, Signals
 from tareas.story.stage import Actor, Missed, Stage
@@ -185,7 +185,7 @@ def assert_no_queue(url: str, run: Demo) -> None:
     """Both queues of that run are deleted."""
     said = re.search(r"The queue is (tareas_distribuidas\.demo-[0-9a-f]+) at", " ".join(run.out))
     assert said, run.command.report()
-    for name in (said[1], broker.dead(said[1])):
+    for name in (said[1], queues.dead(said[1])):
         with contextlib.closing(pika.BlockingConnection(pika.URLParameters(url))) as connection:
             with pytest.raises(pika.exceptions.ChannelClosedByBroker) as error:
                 connection.channel().queue_declare(name, passive=True)

@@ -20,7 +20,8 @@ from PIL import Image, ImageDraw
 from examples import thumbnails
 from tareas import Reject
 from tareas.task import decode
-from tareas.tell.audit import audit, read
+from tareas.tell.audit import audit
+from tareas.tell.logs import read
 from tests.readme import blocks
 from tests.support import DEADLINE, ROOT, Command, Run
 

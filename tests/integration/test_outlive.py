@@ -18,7 +18,7 @@ import pytest
 
 from tareas.lab.node import Node
 from tareas.lab.ports import free
-from tareas.work.keep_alive import KeepAlive
+from tareas.rabbit.keep_alive import KeepAlive
 from tests.faults.harness import SETTLED
 from tests.integration.test_contract import consumers, declare, publish, ready, take, told, until, work_arguments
 from tests.support import OPEN, Command, Run

@@ -15,7 +15,7 @@ import pika
 import pytest
 
 from tareas.lab.programs import Programs
-from tareas.rabbit import connection as broker
+from tareas.rabbit import queues
 from tests import node_keeper
 from tests.faults.proxy import Proxy
 from tests.integration.test_contract import consumers, ready, until
@@ -247,7 +247,7 @@ def answering(programs: Programs) -> Iterator[str]:
         for name in ("classic", "half.dead"):
             channel.queue_declare(name, durable=True)
         channel.queue_declare("exclusive", durable=True, exclusive=True)
-        broker.declare(connection, channel, "full")
+        queues.declare(connection, channel, "full")
         channel.confirm_delivery()
         for name in ("full", "full.dead"):
             channel.basic_publish("", name, b"no task", pika.BasicProperties(delivery_mode=2), mandatory=True)
@@ -271,7 +271,7 @@ LINE = '{{"id": "task-{}", "complexity": 0}}\n'
 def test_a_bad_line_17_of_a_file_publishes_nothing(
     how: str, channel: Any, queue: str, run: Run, tmp_path: Path
 ) -> None:
-    broker.declare(channel.connection, channel, queue)
+    queues.declare(channel.connection, channel, queue)
     lines = [LINE.format(number) for number in range(1, 41)]
     lines[16] = '{"id": "task-17", "complexity": seventeen}\n'
     tasks = tmp_path / "tasks.jsonl"
@@ -295,7 +295,7 @@ os.execv(sys.executable, [sys.executable, "producer.py", "-", *sys.argv[2:]])
 
 
 def test_a_bad_line_17_of_a_pipe_comes_after_16_confirmed_tasks(channel: Any, queue: str, run: Run) -> None:
-    broker.declare(channel.connection, channel, queue)
+    queues.declare(channel.connection, channel, queue)
     producer = run("producer.py", "-", "--json", "--queue", queue, stdin=OPEN)
     producer.send("".join(LINE.format(number) for number in range(1, 17)) + "seventeen\n" + LINE.format(18))
     assert producer.wait() == 2, producer.report()  # with the pipe still open

@@ -20,11 +20,12 @@ from pika.exceptions import NackError, UnroutableError
 
 import admin
 from tareas import cli
-from tareas.rabbit import addresses, connection as broker, letters as dead_letters
-from tareas.task import MAX_BYTES, InvalidTask, decode, encode
-from tareas.tell import audit, figures as status, management
-from tareas.tell.letters import LATEST, in_json, in_words, read
-from tareas.work import verdict as delivery
+from tareas.errors import InvalidTask, Trouble
+from tareas.rabbit import addresses, connection, inside, letters, management, queues
+from tareas.rabbit.letters import LATEST, read
+from tareas.task import MAX_BYTES, decode, encode
+from tareas.tell import figures, logs
+from tareas.tell.letters import in_json, in_words
 
 WHY = {"tareas-reason": "boom", "tareas-attempts": 5, "tareas-worker": "worker-1", "tareas-time": "1700000000.5"}
 
@@ -105,8 +106,9 @@ def on(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Let admin.py talk to this fake channel, and return the exit status and its log."""
 
     def run(channel: Channel, *argv: str) -> int:
-        monkeypatch.setattr(broker, "connect", lambda nodes, name: (channel.connection, nodes[0]))
-        monkeypatch.setattr(broker, "deadline", lambda connection: contextlib.nullcontext())
+        monkeypatch.setattr(connection, "connect", lambda nodes, name: (channel.connection, nodes[0]))
+        for module in (connection, queues):
+            monkeypatch.setattr(module, "deadline", lambda connection: contextlib.nullcontext())
         return cli.run(admin.main, [*argv, "--queue", "q"])
 
     return run
@@ -172,7 +174,7 @@ def test_nothing_hostile_raises_or_reaches_a_terminal(body: bytes, headers: Any,
     line = in_json(found)
     assert line.isascii() and line.isprintable()
     json.loads(line)
-    properties, without = dead_letters.revived(found.properties)
+    properties, without = letters.revived(found.properties)
     properties.encode()
     assert all(text.isprintable() for text in without)
 
@@ -231,7 +233,7 @@ def test_a_replay_keeps_the_publishers_properties_and_drops_the_marks_of_death()
     theirs = {"trace": "7", "x-mine": 1}
     marks = {**WHY, "x-death": [{}], "x-first-death-queue": "q", "x-last-death-reason": "r", "x-delivery-count": 3,
              "x-acquired-count": 4, "CC": ["elsewhere"], "tareas-cc": ["elsewhere"]}
-    properties, without = dead_letters.revived(
+    properties, without = letters.revived(
         pika.BasicProperties(headers={**theirs, **marks}, message_id="a", timestamp=5, priority=1, type="t", app_id="p",
                              content_type="application/json", correlation_id="c", reply_to="r", delivery_mode=1)
     )
@@ -252,11 +254,11 @@ def test_a_replay_keeps_the_publishers_properties_and_drops_the_marks_of_death()
         ({}, {"user_id": "ana"}, "its user_id ana"),
         ({"odd": object()}, {}, "its headers, which cannot be copied"),
         ({"long": "x" * 130_000}, {}, "its headers, which cannot be copied"),
-        (delivery.UnreadableHeaders(), {}, "its headers, which cannot be copied"),
+        (inside.UnreadableHeaders(), {}, "its headers, which cannot be copied"),
     ],
 )
 def test_what_a_replay_leaves_out_is_said(headers: Any, properties: Any, left_out: str) -> None:
-    result, without = dead_letters.revived(pika.BasicProperties(headers=headers, **properties))
+    result, without = letters.revived(pika.BasicProperties(headers=headers, **properties))
     assert without == [left_out]
     assert (result.expiration, result.user_id, result.headers) == (None, None, None)
 
@@ -292,7 +294,7 @@ def test_a_replay_publishes_before_it_acknowledges_each(on: Any, capsys: Any) ->
 def test_a_replay_in_json_is_an_event_a_letter_for_the_audit(on: Any, capsys: Any, tmp_path: Any) -> None:
     assert on(Channel(["a", "b"]), "replay", "--all", "--json") == 0
     (tmp_path / "log").write_text(capsys.readouterr().out)
-    first, second = audit.read([tmp_path / "log"])
+    first, second = logs.read([tmp_path / "log"])
     assert first.pop("time") and first.pop("log") and first == {
         "event": "replayed", "who": "admin", "id": "a", "letter": "a", "without": []
     }  # fmt: skip
@@ -418,15 +420,15 @@ def test_ctrl_c_is_the_way_to_end_a_watch_at_any_moment(on: Any, watch: list[str
     ],
 )
 def test_the_pace_of_a_queue(seen: Any, rate: float | None, left: float | None) -> None:
-    assert status.pace(seen) == {"rate": rate, "left": left}
+    assert figures.pace(seen) == {"rate": rate, "left": left}
 
 
 def test_the_pace_in_words() -> None:
     facts = {"queue": "q", "ready": 1200, "unacknowledged": 3, "consumers": 1, "dead": 0, "workers": ["w\x1b"]}
-    assert status.in_words({**facts, "rate": 2.0, "left": 600.0}) == (
+    assert figures.in_words({**facts, "rate": 2.0, "left": 600.0}) == (
         "q: 1,200 ready, 3 unacknowledged, 1 consumer (w\\x1b), 0 dead, 2.0 fewer a second, about 0:10:00 left"
     )
-    assert status.in_words({**facts, "rate": -2.0, "left": None}).endswith("0 dead, 2.0 more a second")
+    assert figures.in_words({**facts, "rate": -2.0, "left": None}).endswith("0 dead, 2.0 more a second")
 
 
 # The management API
@@ -479,14 +481,14 @@ def test_the_management_api_tells_who_holds_how_many(api: Any) -> None:
 def test_a_management_api_that_does_not_tell(api: Any, answer: Any, said: str) -> None:
     api.answer = answer
     [address] = addresses.parse("amqp://ana:secret@localhost")
-    with pytest.raises(cli.Trouble) as caught:
+    with pytest.raises(Trouble) as caught:
         management.figures(f"http://ana:secret@127.0.0.1:{api.server_port}", address, "q")
     assert said in str(caught.value) and "secret" not in str(caught.value)
 
 
 def test_no_management_api() -> None:
     [address] = addresses.parse("amqp://localhost")
-    with pytest.raises(cli.Trouble, match=r"cannot be reached: .*refused"):
+    with pytest.raises(Trouble, match=r"cannot be reached: .*refused"):
         management.figures("http://eva:secret@127.0.0.1:1", address, "q")
 
 

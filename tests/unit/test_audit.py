@@ -1,4 +1,4 @@
-"""audit.py: a verdict is worth something only if it can be bad."""
+"""tell/audit.py and tell/logs.py: a verdict is worth something only if it can be bad."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 from hypothesis import given, strategies as st
 
-from tareas.tell.audit import InvalidLog, audit, read
+from tareas.errors import InvalidLog
+from tareas.tell.audit import audit
+from tareas.tell.logs import read
 
 Event = dict[str, Any]
 

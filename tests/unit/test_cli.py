@@ -15,7 +15,10 @@ import pytest
 from hypothesis import given, strategies as st
 
 from tareas import cli
-from tareas.cli import HIDDEN, Parser, Trouble, WrongCall, run
+from tareas.cli import Parser, run
+from tareas.errors import Trouble, WrongCall
+from tareas.streams import own_stdout
+from tareas.text import HIDDEN
 
 ROOT = Path(__file__).parents[2]
 DEADLINE = 60  # seconds
@@ -198,32 +201,6 @@ def test_the_help_of_a_program_with_subcommands_ends_with_its_examples(monkeypat
     assert text.startswith("Look after it.\n\nusage: admin.py") and text.endswith("examples:\n  admin.py status\n")
 
 
-# -- text from outside
-
-QUOTED = [
-    ("plain", "'plain'"), ("", "''"), ("it's", '"it\'s"'), ("a\nb\r\t", "'a\\nb\\r\\t'"), ("\x1b[31m", "'\\x1b[31m'"),
-    ("año 任務", "'año 任務'"), ("\udcff", "'\\udcff'"), ("a\u202eb\u2028", "'a\\u202eb\\u2028'"), ("C:\\x", "'C:\\x'"),
-    ("x" * 300, "'" + "x" * 200 + "…'"),
-]
-
-
-@pytest.mark.parametrize(("text", "shown"), QUOTED)
-def test_text_from_outside_is_shown_in_one_safe_line(text: str, shown: str) -> None:
-    assert cli.quoted(text) == shown
-    assert cli.quoted(text, quotes=False) == shown[1:-1]
-
-
-@given(st.text(), st.integers(1, 50))
-def test_quoted_text_is_printable_and_short(text: str, limit: int) -> None:
-    shown = cli.quoted(text, limit=limit)
-    assert shown.isprintable() and len(shown) <= 10 * limit + 3
-
-
-@pytest.mark.parametrize("text", ["amqp://a:b@c", "x amqp://a:b@c, y", "at a:b@c", "'amqp://a:b'"])
-def test_urls_are_masked(text: str) -> None:
-    assert HIDDEN in cli.masked(text) and "a:b" not in cli.masked(text)
-
-
 # -- run: from what main raises to an exit status
 
 
@@ -272,7 +249,8 @@ def test_an_error_of_our_own_is_raised_for_who_debugs(monkeypatch: pytest.Monkey
 
 def program(main: str, shell: str = '"$@"', stdout: int = subprocess.PIPE, **environment: str) -> Any:
     """Run a small program around `run` in a process of its own; `shell` says what stands around the call."""
-    code = f"import sys\nfrom tareas.cli import *\ndef main(argv): {main}\nsys.exit(run(main))"
+    imports = "import sys\nfrom tareas.cli import *\nfrom tareas.streams import *"
+    code = f"{imports}\ndef main(argv): {main}\nsys.exit(run(main))"
     return subprocess.run(
         ["bash", "-c", f"set -o pipefail; {shell}", "bash", sys.executable, "-c", code], cwd=ROOT, text=True,
         stdout=stdout, stderr=subprocess.PIPE, timeout=DEADLINE,
@@ -347,7 +325,7 @@ def test_a_complaint_is_wrapped_between_words_on_a_terminal(monkeypatch: pytest.
     monkeypatch.setattr(sys, "stderr", terminal)
 
     def main(argv: object) -> int:
-        raise cli.Trouble("nobody listens at localhost:5672 (start RabbitMQ: make broker)")
+        raise Trouble("nobody listens at localhost:5672 (start RabbitMQ: make broker)")
 
     assert cli.run(main) == 1
     assert terminal.getvalue().splitlines() == [
@@ -372,6 +350,6 @@ def test_own_stdout_does_not_take_the_number_of_a_closed_stderr() -> None:
 
 
 def test_own_stdout_leaves_alone_what_is_no_file(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.own_stdout() is None
+    assert own_stdout() is None
     print("as ever")
     assert capsys.readouterr() == ("as ever\n", "")

@@ -1,4 +1,4 @@
-"""events.py and screen.py: what a pipe, a program and a person at a terminal get to see."""
+"""tell/events.py, tell/words.py and tell/terminal.py: what a pipe, a program and a person at a terminal get to see."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ from typing import Any, TextIO
 
 import pytest
 
-from tareas.tell.events import LONGEST_TEXT, WORDS, Events, printable, progress_text
+from tareas.tell.events import Events
+from tareas.tell.words import WORDS, progress_text
+from tareas.text import LONGEST_TEXT
 
 ROOT = Path(__file__).resolve().parents[2]
 DEADLINE = 60  # seconds
@@ -159,10 +161,6 @@ def test_a_stream_that_knows_few_characters_gets_escapes_for_the_others() -> Non
     Events("wörker", stream=stream).tell("confirmed", id="ñandú\ud800")
 
     assert raw.getvalue() == b"w\\xf6rker  confirmed \\xf1and\\xfa\\ud800\n"
-
-
-def test_printable_leaves_words_in_any_language_alone() -> None:
-    assert printable("añadir 任務 «x»") == "añadir 任務 «x»"
 
 
 @pytest.mark.parametrize("error", [BrokenPipeError(errno.EPIPE, "gone"), OSError(errno.ENOSPC, "full")])

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from tareas.cli import WrongCall
-from tareas.work.handlers import SimulatedFailure, describe, finish, load, simulate
+from tareas.errors import SimulatedFailure, WrongCall
+from tareas.work.handlers import describe, finish, load, simulate
 
 ROOT = Path(__file__).parents[2]
 
@@ -232,6 +232,17 @@ class Number(Exception):
 )
 def test_an_error_is_described_in_one_line(error: BaseException, text: str) -> None:
     assert describe(error) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("caf\udce9.txt is gone", "caf\\udce9.txt is gone"), ("\x1b[2J\x07", "\\x1b[2J\\x07"), ("a\u202eb", "a\\u202eb")],
+)
+def test_the_text_of_an_error_can_be_shown_and_sent(text: str, said: str) -> None:
+    """A file's name that is no UTF-8 comes as half a surrogate pair, which no header can carry."""
+    assert describe(ValueError(text)) == f"ValueError: {said}"
+    odd = type("Odd\x1b", (Exception,), {})
+    assert describe(odd(text)) == f"Odd\\x1b: {said}"
 
 
 def test_a_long_error_is_cut() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tareas.rabbit.explain import ConsumerGone
+from tareas.errors import ConsumerGone
 from tareas.work import idle
 
 
@@ -26,18 +26,15 @@ class Bench:
         self.connection = self
         self._timer: tuple[float, Callable[[], None]] | None = None
         monkeypatch.setattr(idle, "time", SimpleNamespace(monotonic=lambda: self.now))
-        cancelled = SimpleNamespace(cancel=lambda: None)
-        monkeypatch.setattr("tareas.rabbit.connection.give_up_after", lambda *_: cancelled)
-        self.idle = idle.Idle(self, self, "q", drain, lambda: self.stop, lambda: self.deliveries)
+        self.idle = idle.Idle(self, self, self.count, drain, lambda: self.stop, lambda: self.deliveries)
 
     def call_later(self, seconds: float, call: Callable[[], None]) -> None:
         assert self._timer is None or self._timer[0] <= self.now, "two timers at once"
         self._timer = (self.now + seconds, call)
 
-    def queue_declare(self, name: str, passive: bool) -> Any:
-        assert (name, passive) == ("q", True)
+    def count(self) -> Any:
         self.looks += 1
-        return SimpleNamespace(method=SimpleNamespace(message_count=self.ready, consumer_count=self.consumers))
+        return SimpleNamespace(message_count=self.ready, consumer_count=self.consumers)
 
     def stop_consuming(self) -> None:
         self.ended = True

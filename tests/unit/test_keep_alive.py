@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from pika.exceptions import StreamLostError
 
-from tareas.work import keep_alive
-from tareas.work.keep_alive import KeepAlive
+from tareas.rabbit import keep_alive
+from tareas.rabbit.keep_alive import KeepAlive
 
 DEADLINE = 30.0  # seconds that no test comes near
 OWNER = threading.current_thread().name

@@ -22,10 +22,10 @@ from pika.exceptions import (
 )
 
 from producer import Producer
-from tareas.rabbit.explain import Denied, QueueDiffers
+from tareas.errors import BadLine, Denied, QueueDiffers
 from tareas.tell.events import Events
-from tareas.work import signals as stopping, window
-from tareas.work.sources import BadLine, Item
+from tareas.work import signals, window
+from tareas.work.sources import Item
 from tareas.work.window import Window
 from tests.unit.fakes import Journal
 
@@ -791,7 +791,7 @@ def test_a_stop_that_comes_when_all_is_on_its_way_changes_nothing(play: Start) -
 def test_the_second_signal_does_not_wait_and_claims_nothing(
     signum: int, status: int, play: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stopping, "REPEAT", 0.0)
+    monkeypatch.setattr(signals, "REPEAT", 0.0)
     played = play(Given(*items(3)), Connection(sends(signum, times=2)))
     assert (played.status, played.finished, played.told("confirmed")) == (status, (3, 0), [])
 

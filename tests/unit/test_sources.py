@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given, strategies as st
 
-from tareas.cli import Trouble, WrongCall
+from tareas.errors import BadLine, Trouble, WrongCall
 from tareas.task import MAX_BYTES, decode
-from tareas.work.sources import CHUNK, BadLine, File, Item, Pipe, Sample, Source, open_source
+from tareas.work.sources import CHUNK, File, Item, Pipe, Sample, Source, open_source
 
 ROOT = Path(__file__).parents[2]
 DEADLINE = 60  # seconds

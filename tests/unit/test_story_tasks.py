@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tareas.cli import WrongCall
+from tareas.errors import WrongCall
 from tareas.story.chapters import CHAPTERS
 from tareas.story.tasks import EXAMPLES, KEPT, MOST, Task, killable, own, read, samples, shares
 from tareas.task import sample

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from hypothesis import example, given, strategies as st
 
-from tareas.task import MAX_BYTES, MAX_DEPTH, QUEUE, InvalidTask, decode, encode, sample
+from tareas.errors import InvalidTask
+from tareas.task import MAX_BYTES, MAX_DEPTH, QUEUE, decode, encode, sample
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "tasks.jsonl"
 

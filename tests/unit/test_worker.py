@@ -15,12 +15,11 @@ import pytest
 from pika.exceptions import StreamLostError
 
 from tareas import Reject
-from tareas.cli import Trouble
+from tareas.errors import Denied, Trouble, Unreachable
 from tareas.rabbit import connection as broker
-from tareas.rabbit.explain import Denied, Unreachable
 from tareas.task import MAX_BYTES, MAX_DEPTH
 from tareas.tell.events import Events
-from tareas.work import idle, signals as stopping
+from tareas.work import idle, signals
 from tests.unit.fakes import (
     IDLE,
     Channel,
@@ -345,7 +344,7 @@ def test_an_event_that_cannot_be_told_is_not_acknowledged(bench: Bench) -> None:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A second signal counts at once."""
-    monkeypatch.setattr(stopping, "REPEAT", 0.0)
+    monkeypatch.setattr(signals, "REPEAT", 0.0)
 
 
 def twice(signum: int) -> None:
@@ -419,7 +418,7 @@ def test_the_first_signal_says_that_nothing_is_in_hand_between_two_tasks(bench: 
 
 
 def test_the_first_signal_says_that_a_dead_letter_waits(monkeypatch: pytest.MonkeyPatch, bench: Bench) -> None:
-    monkeypatch.setattr("tareas.rabbit.dead_letter.publish", lambda *args: signal.raise_signal(signal.SIGTERM))
+    monkeypatch.setattr("tareas.rabbit.letters.publish", lambda *args: signal.raise_signal(signal.SIGTERM))
     said = stopped_in(lambda task: None, bench, Delivery(b"no task"))
     assert said.startswith("SIGTERM: waiting until the dead letter is confirmed")
 
@@ -429,7 +428,6 @@ def test_a_handlers_task_shows_no_length_that_only_the_simulation_has(
 ) -> None:
     told: list[dict[str, Any]] = []
     monkeypatch.setattr(Events, "tell", lambda self, word, **facts: told.append({"word": word, **facts}))
-    monkeypatch.setattr(Events, "_as_json", None)
     for handler, length in ((None, 0), (lambda task: None, None)):
         told.clear()
         monkeypatch.setattr("worker.KeepAlive", bench.keep_alive)

@@ -15,8 +15,9 @@ from pathlib import Path
 import pika
 import pytest
 
+from tareas.errors import NodeTrouble
 from tareas.lab.node import Node
-from tareas.lab.ports import Claim, NodeTrouble, free, greet
+from tareas.lab.ports import Claim, free, greet
 from tareas.lab.programs import Programs, find_programs
 from tests.faults.harness import SETTLED
 from tests.integration.test_contract import until

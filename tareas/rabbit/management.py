@@ -10,8 +10,9 @@ import urllib.request
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
-from tareas.cli import Trouble, WrongCall, quoted
+from tareas.errors import Trouble, WrongCall
 from tareas.rabbit.addresses import Address
+from tareas.text import quoted
 
 TIMEOUT = 10  # seconds, below the heartbeat: the AMQP connection waits meanwhile
 

@@ -14,8 +14,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from tareas.work import signals as stopping
-from tareas.work.signals import Abandoned, Interrupted, Stopping
+from tareas.errors import Abandoned, Interrupted
+from tareas.work import signals
+from tareas.work.signals import Stopping
 
 ROOT = Path(__file__).parents[2]
 DEADLINE = 30.0  # seconds that no test comes near
@@ -33,7 +34,7 @@ def handlers() -> Iterator[None]:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A second signal counts at once."""
-    monkeypatch.setattr(stopping, "REPEAT", 0.0)
+    monkeypatch.setattr(signals, "REPEAT", 0.0)
 
 
 @pytest.mark.parametrize("signum", BOTH)
@@ -67,7 +68,7 @@ def test_a_signal_that_is_repeated_within_a_second_is_the_first_one_still() -> N
 
 def test_what_counts_as_a_repetition_is_measured_from_the_first_signal(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([1000.0, 1000.5, 1000.99, 1001.0])
-    monkeypatch.setattr(stopping, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr(signals, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     with Stopping() as stop:
         for _ in range(3):
             signal.raise_signal(signal.SIGINT)
@@ -86,7 +87,7 @@ def test_a_signal_within_the_handler_of_the_first_counts_as_that(monkeypatch: py
             signal.raise_signal(signal.SIGTERM)
         return 1000.0
 
-    monkeypatch.setattr(stopping, "time", SimpleNamespace(monotonic=monotonic))
+    monkeypatch.setattr(signals, "time", SimpleNamespace(monotonic=monotonic))
     with Stopping(told.append) as stop:
         signal.raise_signal(signal.SIGINT)
         assert (stop.requested, stop.abandoned, told) == (signal.SIGTERM, None, [signal.SIGTERM])
@@ -282,16 +283,17 @@ def test_outside_the_main_thread_it_changes_nothing() -> None:
 
 PROGRAM = """
 import sys, time
-from tareas.work import signals as stopping
-stopping.REPEAT = 0
-with stopping.Stopping() as stop:
+from tareas.errors import Abandoned
+from tareas.work import signals
+signals.REPEAT = 0
+with signals.Stopping() as stop:
     try:
         print("ready", flush=True)
         stop.rest(30)
         print("asked", flush=True)
         while True:
             time.sleep(30)
-    except stopping.Abandoned:
+    except Abandoned:
         print("abandoned", flush=True)
         sys.exit(128 + stop.abandoned)
 """

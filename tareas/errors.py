@@ -1,0 +1,104 @@
+"""Every exception of ours that crosses a module."""
+
+from __future__ import annotations
+
+
+class Trouble(Exception):
+    """There is no way on. The text says in one line what, where and how to mend it. `status`: the exit status."""
+
+    def __init__(self, message: str, status: int = 1) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class WrongCall(Trouble):
+    """The command, or a file given to it, is wrong: mend it and call again."""
+
+    def __init__(self, message: str, status: int = 2) -> None:
+        super().__init__(message, status)
+
+
+# -- a task, and the input that it comes from
+
+
+class InvalidTask(ValueError):
+    """The body is no task. The text says in one line what is wrong and how to mend it. `task_id`: its id, None if it
+    has none that can be used."""
+
+    def __init__(self, text: str, task_id: str | None = None) -> None:
+        super().__init__(text)
+        self.task_id = task_id
+
+
+class BadLine(WrongCall):
+    """The input is of no use from here on: a line is no task (status 2), or it cannot be read (status 1)."""
+
+
+# -- RabbitMQ
+
+
+class Unreachable(Trouble):
+    """No RabbitMQ answers at any of the addresses; it may later."""
+
+
+class Denied(Trouble):
+    """RabbitMQ answers, and does not let us in: waiting will not help."""
+
+
+class QueueDiffers(Trouble):
+    """The queue exists with other arguments than ours."""
+
+
+class ConsumerGone(Exception):
+    """RabbitMQ sends us nothing any more, though the connection lives. The text says why."""
+
+
+class Refusing(Exception):
+    """A connection that we end ourselves: RabbitMQ refuses on it, slowly, whatever we publish."""
+
+
+class NoSuchLetter(Trouble):
+    """No dead letter has that id."""
+
+
+class NotReplayed(Trouble):
+    """The queue did not take the task back; its dead letter stays."""
+
+
+# -- what a worker does with a task
+
+
+class Reject(Exception):
+    """A handler raises this to say that trying again is useless: the task goes to the dead-letter queue at once."""
+
+
+class SimulatedFailure(Exception):
+    """The task asked for it with fail_attempts."""
+
+
+class NothingToSimulate(Exception):
+    """A task for a handler came to a worker without one. It may be the wrong worker. So the task is given back, and
+    becomes a dead letter only after all its attempts."""
+
+
+class Interrupted(BaseException):
+    """The first signal, raised only where there is nothing to finish: while a connection is being made."""
+
+
+class Abandoned(BaseException):
+    """The second signal, or the end of the grace time. A BaseException: a handler's `except Exception` lets it by."""
+
+
+# -- what happened, and a RabbitMQ of one's own
+
+
+class InvalidLog(ValueError):
+    """A line that is no event, in a place where no killed process can have left it. `log`: its file, as it is shown."""
+
+    def __init__(self, log: str, line: int, reason: str) -> None:
+        super().__init__(f"{log}, line {line}: {reason} (an audit reads what --json prints)")
+        self.log, self.line, self.reason = log, line, reason
+
+
+class NodeTrouble(Trouble):
+    """A private RabbitMQ node did not start, stop or answer."""
