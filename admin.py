@@ -29,7 +29,9 @@ from pika.exceptions import ChannelClosedByBroker
 
 from tareas.cli import Parser, positive, run
 from tareas.errors import InvalidLog, Trouble, WrongCall
-from tareas.rabbit import addresses, connection as broker, explain as reasons, inside, letterbox, management, queues
+from tareas.rabbit import addresses, inside, letterbox, management, queues
+from tareas.rabbit.connection import connect
+from tareas.rabbit.explain import LOST, explain
 from tareas.rabbit.letters import DeadLetter
 from tareas.streams import OUTPUT_FULL
 from tareas.tell import audit, figures, logs
@@ -82,21 +84,21 @@ def main(argv: list[str] | None = None) -> int:
 def opened(args: Namespace) -> Iterator[tuple[Any, addresses.Address]]:
     """A channel. However this process ends, RabbitMQ takes back the letters that were taken and not settled."""
     inside.read_any_headers()
-    connection, address = broker.connect(addresses.parse(args.url or addresses.default_url()), "admin")
+    connection, address = connect(addresses.parse(args.url or addresses.default_url()), "admin")
     try:
         yield connection.channel(), address
         connection.close()
     except Trouble:
-        with contextlib.suppress(*reasons.LOST):
+        with contextlib.suppress(*LOST):
             connection.close()
         raise
-    except reasons.LOST as error:
+    except LOST as error:
         if isinstance(error, BrokenPipeError) or getattr(error, "errno", None) in OUTPUT_FULL:
             raise  # stdout's, not the connection's: pika has its own class for that
         if isinstance(error, ChannelClosedByBroker) and error.reply_code == 404:
             raise Trouble(f"there is no queue {quoted(args.queue)}, or none for its dead letters: producer.py and "
                           "worker.py make both, for the --queue that they are given") from None
-        raise Trouble(reasons.explain(error, address)) from None
+        raise Trouble(explain(error, address)) from None
 
 
 def show_status(args: Namespace) -> int:

@@ -89,22 +89,24 @@ def borrowed(url: str, queue: str, signals: Signals, say: Callable[[str], None])
 
     Raises Trouble at once if RabbitMQ cannot be reached: the workers would wait for it.
     """
-    from tareas.rabbit import addresses, connection as broker, explain as reasons, queues
+    from tareas.rabbit import addresses, queues
+    from tareas.rabbit.connection import connect, deadline
+    from tareas.rabbit.explain import LOST
 
     with signals.interruptible():
-        connection, address = broker.connect(addresses.parse(url), "demo.py")
+        connection, address = connect(addresses.parse(url), "demo.py")
         connection.close()  # it has to be used or it goes stale, and we only look and wait
     say(f"The queue is {queue} at {address.shown}; it is deleted at the end.")
     try:
         yield
     finally:
         try:
-            connection, _ = broker.connect(addresses.parse(url), "demo.py")
-            with contextlib.closing(connection), broker.deadline(connection):
+            connection, _ = connect(addresses.parse(url), "demo.py")
+            with contextlib.closing(connection), deadline(connection):
                 channel = connection.channel()
                 for name, _ in queues.declarations(queue):
                     channel.queue_delete(name)
-        except (Trouble, *reasons.LOST):
+        except (Trouble, *LOST):
             print(f"demo.py: the queues {queue} and {queues.dead(queue)} could not be deleted", file=sys.stderr)
 
 

@@ -210,12 +210,12 @@ class Bench:
         rates: dict[str, list[float]] = {contender.name: [] for contender in tasks}
         costs: dict[str, list[float]] = {contender.name: [] for contender in tasks}
         with contextlib.ExitStack() as stack:
-            queues = {contender: stack.enter_context(self.queue(contender)) for contender in tasks}
-            for contender, queue in queues.items():
+            filled = {contender: stack.enter_context(self.queue(contender)) for contender in tasks}
+            for contender, queue in filled.items():
                 self.publish(contender, tasks[contender][0], queue, tasks[contender][1])
             running: dict[Contender, Workers] = {}
             for contender in reversed(tasks):  # ours, the first, has the shortest heartbeat: it is paused last
-                it = stack.enter_context(self.workers(contender, queues[contender], workers, drain=True))
+                it = stack.enter_context(self.workers(contender, filled[contender], workers, drain=True))
                 it.wait(20 * workers, workers)
                 it.signal(signal.SIGSTOP)
                 running[contender] = it
@@ -226,7 +226,7 @@ class Bench:
                         got = running[contender].slice(SLICE)
                         sums[contender] = [one + more for one, more in zip(sums[contender], got, strict=True)]
                 for contender, (done, seconds, used) in sums.items():
-                    if self.state(queues[contender]).message_count == 0:
+                    if self.state(filled[contender]).message_count == 0:
                         del running[contender]
                         continue
                     rates[contender.name].append(done / seconds)
@@ -235,7 +235,7 @@ class Bench:
                 it.signal(signal.SIGKILL)
                 time.sleep(SETTLE)
                 left = tasks[contender][1] - total(it.marks.read())
-                if not left <= self.state(queues[contender]).message_count <= left + workers:
+                if not left <= self.state(filled[contender]).message_count <= left + workers:
                     raise Failed(f"{contender.name}: started tasks were not acknowledged")
         return rates, costs
 

@@ -2,9 +2,9 @@
 
 Usage: python guard.py PID_FILE EPMD_PORT COMMAND [ARGUMENT ...]
 
-Runs COMMAND (rabbitmq-server, in the guard's own process group) until it ends, or until standard input closes: the
-owner holds the other end of that pipe, so that even `kill -9` of the owner stops the node. Cleanly at first
-(SIGTERM), after 20 s by force. EPMD_PORT: the epmd to end with the node, 0 for none.
+Runs COMMAND (rabbitmq-server, in the guard's own process group) until it ends, or until standard input closes. The
+owner holds the other end of that pipe, so even `kill -9` of the owner stops the node: cleanly at first (SIGTERM), after
+20 s by force. EPMD_PORT: the epmd to end with the node, 0 for none.
 It is run by its path: standard library only, and no import from the package.
 """
 
@@ -32,8 +32,8 @@ def read_pid(pid_file: Path) -> int | None:
 def stop_epmd(port: int, deadline: float = 5.0) -> None:
     """End the epmd (Erlang's port mapper, which the first node starts) at this port, once no node is left in it.
 
-    Source: Erlang distribution protocol, KILL_REQ: length 1, then "k". The answer is NO while nodes are registered; a
-    node that has just been killed is, for a moment.
+    Source: Erlang distribution protocol, KILL_REQ: length 1, then "k". The answer is NO while a node is
+    registered, and a killed node still is, for a moment.
     """
     until = time.monotonic() + deadline
     while time.monotonic() < until:

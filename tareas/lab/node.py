@@ -226,7 +226,7 @@ class Node:
     def _last_words(self) -> str:
         """Why it did not start, as far as its logs tell, and where they are.
 
-        The first errors since the launch: what follows them is the Erlang VM going down over them, at length.
+        It tells the first errors since the launch: after them the log only says, at length, how the Erlang VM ends.
         """
         lines: list[str] = []
         for file in sorted(self.log.glob("*.log"), key=lambda file: file.stat().st_mtime):

@@ -11,7 +11,7 @@ PORTS = range(21000, 31000)  # below the ports that Linux and macOS hand out to 
 
 
 def greet(port: int, host: str = HOST, timeout: float = 5.0) -> str | None:
-    """The version of the RabbitMQ that answers at this port ("" when it is another AMQP broker); None: none does.
+    """The version of the RabbitMQ that answers at this port; "" for another AMQP broker, None if nobody answers.
 
     Source: AMQP 0-9-1, 2.2.4: the client sends the protocol header, the server answers with connection.start, whose
     server properties carry `version` as a long string.
@@ -35,8 +35,8 @@ def greet(port: int, host: str = HOST, timeout: float = 5.0) -> str | None:
 class Claim:
     """A free TCP port that no other private node takes, in this process or another, until it is released.
 
-    The claim is a UDP socket bound to the same number: RabbitMQ has no use for it, the operating system lets only
-    one process have it, and it is gone when that process dies.
+    The claim is a UDP socket bound to the same number. RabbitMQ has no use for that; the operating system gives it to
+    one process only, and takes it back when that process dies.
     """
 
     def __init__(self, port: int | None = None) -> None:

@@ -32,9 +32,9 @@ class Programs:
 
 
 def find_programs(folder: str | Path | None = None) -> Programs | None:
-    """RabbitMQ's programs in `folder`, else in $RABBITMQ_BIN, else where packages put them; None: not installed.
+    """RabbitMQ's programs in `folder`, else in $RABBITMQ_BIN, else where packages put them. None: not installed.
 
-    A folder that was named, and holds no RabbitMQ, raises Trouble: another RabbitMQ than the wanted one is no help.
+    Raises Trouble if a folder was named and holds none: another RabbitMQ than the one that was asked for is no help.
     On Debian /usr/sbin/rabbitmq-server insists on root or the user rabbitmq; the one in /usr/lib/rabbitmq does not.
     """
     named = folder or os.environ.get("RABBITMQ_BIN")

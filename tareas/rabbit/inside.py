@@ -17,8 +17,8 @@ FULL = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
 def send_at_once(transport: Any, data: bytes, later: Callable[[bytes], object]) -> None:
-    """Send what the socket of pika's transport takes now; `later` gets the rest, and all of it while pika itself has
-    something to send. Raises OSError when the connection is gone."""
+    """Send what the socket of pika's transport takes now; `later` gets the rest. While pika itself has something to
+    send, `later` gets all of it. Raises OSError when the connection is gone."""
     sent = 0
     if transport._state == transport._STATE_ACTIVE and not transport.get_write_buffer_size():
         try:
@@ -68,9 +68,9 @@ class UnreadableHeaders(dict[str, Any]):
 def read_any_headers() -> None:
     """Let a message through whose headers pika cannot decode.
 
-    A timestamp header in milliseconds is enough to make pika raise inside its frame decoder: the connection ends,
-    RabbitMQ gives the message to the next worker, and so on for ever. pika has no hook for it, so we wrap its
-    table decoder: such headers arrive as UnreadableHeaders, and the worker dead-letters the message.
+    A timestamp header in milliseconds is enough: pika raises inside its frame decoder, the connection ends, RabbitMQ
+    gives the message to the next worker, and so on for ever. pika has no hook for it, so we wrap its table decoder.
+    Such headers then arrive as UnreadableHeaders, and the worker dead-letters the message.
     """
     import pika.data as data
 

@@ -16,7 +16,8 @@ import pika
 from pika.exceptions import NackError, UnroutableError
 
 from tareas.errors import NoSuchLetter, NotReplayed
-from tareas.rabbit import connection as broker, queues
+from tareas.rabbit import queues
+from tareas.rabbit.connection import deadline
 from tareas.rabbit.letters import DeadLetter, read, revived
 from tareas.text import quoted
 
@@ -41,7 +42,7 @@ def look(channel: Any, queue: str, limit: int | None = None, settling: bool = Fa
     for n in range(number):
         if n == 0 or (n % window == 0 and not settling):  # the consumer before this one holds all that it may
             name = f"admin-{n:09}"  # RabbitMQ takes back from its consumers in the order of their names (measured)
-            with broker.deadline(channel.connection):
+            with deadline(channel.connection):
                 channel.basic_consume(queues.dead(queue), lambda *it: taken.append(it[1:]), consumer_tag=name)
         since = time.monotonic()
         while not taken:
@@ -98,7 +99,7 @@ def replay(channel: Any, queue: str, letter: DeadLetter, tell: Callable[[list[st
     """
     properties, without = revived(letter.properties)
     try:
-        with broker.deadline(channel.connection):
+        with deadline(channel.connection):
             channel.basic_publish("", queue, letter.body, properties, mandatory=True)
     except NackError:
         what = f"{quoted(letter.id)} and those after it stay dead letters"

@@ -20,9 +20,10 @@ TIMEOUT = 10  # seconds, below the heartbeat: the AMQP connection waits meanwhil
 def figures(url: str, address: Address, name: str) -> dict[str, Any]:
     """How many of the queue's tasks are unacknowledged, and by which consumers they are held.
 
-    url: http(s)://[user:password@]host:port; user, password and vhost are the AMQP address's unless it names them.
-    Returns {"unacknowledged": int, "workers": [consumer tags]}, some seconds old, as the API is. Raises WrongCall for
-    a URL that is none, Trouble when the API does not answer with these figures; neither shows a password.
+    url: http(s)://[user:password@]host:port. Without a user in it, user and password are those of the AMQP address; the
+    vhost always is. Returns {"unacknowledged": int, "workers": [consumer tags]}; the API is some seconds late.
+    Raises WrongCall for a URL that is none, Trouble when the API does not answer with these figures. Neither shows a
+    password.
     """
     try:
         parts = urlsplit(url)

@@ -1,13 +1,16 @@
 """From events to a verdict: what was confirmed, done, dead, lost, done twice.
 
-A promise is kept if every confirmed task is done, or in the dead-letter queue with a reason, or still in the queue.
-Logs alone don't show the queue: of a task that is in none of them they say "lost at most". A dead letter that was
-replayed is a task again; it is dead only if it died more often than it was replayed.
-A task may be done twice (at-least-once), but never unannounced: RabbitMQ delivers each publication once without the
-flag `redelivered` (https://www.rabbitmq.com/docs/consumers), so of all deliveries of a task that were done, no more may
-lack it than the times that the producer said `published` and admin.py `replayed`. These rules count and compare no
-times, so the clocks of several machines may differ; what counts is the order of one worker's own lines. Only what ended
-minutes before it was published counts for nothing: it was another task of that id, as of the night before.
+The promise is kept if every confirmed task is done, or in the dead-letter queue with a reason, or still in the queue.
+Logs alone do not show the queue: with them alone, the number of the lost is the most that it can be. A dead letter that
+was replayed is a task again. So a task is dead if it died more often than it was replayed.
+
+A task may be done twice (at-least-once), but only announced. RabbitMQ delivers each publication once without the flag
+`redelivered` (https://www.rabbitmq.com/docs/consumers). The producer says `published` and admin.py `replayed` for each
+publication: a task may have been done that many times without the flag, and no more.
+
+These rules count, and compare no times: the clocks of several machines may differ. Only the order of one worker's own
+lines matters. One exception: what ended minutes before its task was published does not count. It was another task of
+that id, of the night before, say.
 """
 
 from __future__ import annotations
@@ -128,8 +131,7 @@ class _Task:
 
 
 class _Judged(NamedTuple):
-    """Of the tasks of one id, without those of earlier runs: how often they were done, how many are dead, how many have
-    to have ended."""
+    """What became of the tasks of one id, those of earlier runs left out. wanted: how many have to have ended."""
 
     done: int
     dead: int
@@ -140,9 +142,9 @@ class _Judged(NamedTuple):
 
 
 def audit(events: Iterable[dict[str, Any]], left: Collection[str] | None = None) -> Verdict:
-    """The verdict on events, as `read` yields them; left: ids that are in the queue still, None if nobody looked.
+    """The verdict on events. left: ids that are still in the queue, None if nobody looked.
 
-    One worker's events have to come in their order; those of different ones may be mixed or follow each other.
+    The events of one worker have to come in their order. Those of several may be mixed, or follow each other.
     """
     tasks: dict[str, _Task] = {}
     open_starts: dict[tuple[str, str], bool] = {}  # (worker, id): redelivered

@@ -31,9 +31,9 @@ PROGRESS_REST = 10.0  # seconds between two lines of progress where no terminal 
 class Events:
     """Tells what happens to `who` (a worker's id, or "producer") on `stream` (default: stdout).
 
-    as_json: JSON Lines, keys in the order time (unix seconds), event, who, then the facts; changes of state also for a
-    person on stderr, if that is a terminal and the stream is none. Otherwise lines for a person; with colours and a bar
-    for the running task if the stream is a terminal (and TERM is not "dumb").
+    as_json: JSON Lines; their keys are time (unix seconds), event, who, and then the facts. If stderr is a terminal and
+    the stream is none, a person sees the changes of state there. Without as_json: lines for a person. If the stream is
+    a terminal (and TERM is not "dumb"), they have colours, and the running task a bar.
 
     Every method raises OSError if the stream takes no more: BrokenPipeError when its reader went away, ENOSPC when
     the disk is full. The caller must not go on as if the event were told: a worker that can't tell `done` must not
@@ -81,7 +81,7 @@ class Events:
     def progress(self, confirmed: int, total: int | None, seconds: float) -> None:
         """Show how far a long input is: tasks confirmed, of how many (None: unknown), in how many seconds.
 
-        No event: with --json nothing is written, without a terminal a line every PROGRESS_REST seconds at most.
+        No event: with --json nothing is written; without a terminal, a line every PROGRESS_REST seconds at most.
         """
         if self.as_json:
             return
@@ -170,8 +170,8 @@ class Events:
 
 
 class _ForOthers:
-    """A stdout for others: what they write goes above the line that lives, in the order of the events. All else, its
-    `buffer` say, is that of the terminal's own stream."""
+    """A stdout for others: what they write goes above the line that lives, in its turn among the events. Every other
+    attribute, `buffer` say, is that of the terminal's own stream."""
 
     def __init__(self, events: Events) -> None:
         self._events = events

@@ -19,12 +19,11 @@ COPIED = 4096  # bytes at the beginning of two logs that are the same only if on
 
 
 def read(paths: Iterable[str | Path]) -> Iterator[dict[str, Any]]:
-    """The events of these files, one after the other; "-" is stdin, a path named twice is read once.
+    """The events of these files, one after the other, each with its "log". "-" is stdin; a path is read only once.
 
-    A line that was cut short comes as {"event": "truncated"}: the last one, as a killed process leaves it; or the
-    beginning of a line, where a process that was started again has written on behind it.
-    Each event has the "log" that it is from. Raises InvalidLog at any other line that is no event and at a log that is
-    a copy of another, OSError for a file that can't be read.
+    A killed process leaves its last line cut short, and the same process, started again, writes on behind that piece.
+    Such a piece comes as {"event": "truncated"}. Any other line that is no event raises InvalidLog, and so does a log
+    that is a copy of another. A file that cannot be read raises OSError.
     """
     beginnings: dict[bytes, str] = {}
     for path in dict.fromkeys(str(path) for path in paths):

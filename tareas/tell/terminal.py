@@ -84,8 +84,8 @@ class Screen:
                 self._draw()
 
     def _wrapped(self, line: Text, said: Text) -> Text:
-        """What is said, behind the label: wrapped between words, each further row under the first. Where there is no
-        room for that, all of it goes below the label."""
+        """The label and, behind it, what is said: wrapped between words, each further row under the first. On a
+        terminal too narrow for that, what is said goes below the label."""
         indent, columns = line.cell_len, self._columns() - 1
         below = columns - indent < min(NARROWEST, said.cell_len)
         if below:
@@ -104,8 +104,10 @@ class Screen:
             self.running("", None, "waiting", "bold")
 
     def running(self, task: str, complexity: float | None, label: str = "running", style: str = "cyan") -> None:
-        """From now on the line shows this task (printable id; may be empty) and its seconds; a bar if it is known how
-        many it will take."""
+        """From now on the line shows this task (a printable id, or "") and how many seconds it has run.
+
+        complexity: the seconds that it will take, which make a bar; None if nobody knows.
+        """
         began = time.monotonic()
 
         def draw() -> Text:
@@ -156,8 +158,8 @@ class Screen:
                 return
 
     def _line(self, label: str, style: str, task: str, text: str, part: float | None) -> Text:
-        """At most as wide as the terminal: first the bar gets shorter, then the task's id; the label goes where even
-        the id's beginning has no room."""
+        """The line, at most as wide as the terminal. Where room is short, the bar gets shorter first, then the task's
+        id; where not even the beginning of the id has room, the label goes."""
         # Three stay free: some terminals wrap as soon as the last is written, and ^C, which they echo, takes two.
         columns = max(self._columns() - 3, 1)
         dots: OverflowMethod = "ellipsis" if self._bar[0] == "━" else "crop"

@@ -1,9 +1,9 @@
 """What a process that a handler forks (multiprocessing, os.fork) must not share with its worker.
 
-It inherits the connection's socket: as long as it lives, RabbitMQ would not see that the worker was killed, and keep
-its task for two heartbeats. It inherits the signal handlers, which take a first SIGTERM for a wish: terminating a pool
-of processes would wait for ever. And locks that a thread held which it does not have. What is started with `subprocess`
-inherits nothing of that.
+The connection's socket: as long as the child has it, RabbitMQ does not see that the worker was killed, and keeps the
+worker's task for two heartbeats. The signal handlers: they take a first SIGTERM for a wish, so whoever terminates a
+pool of processes would wait for ever. The locks: the thread that holds one does not exist in the child.
+What is started with `subprocess` inherits none of these.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ def _let_signals_in() -> None:
 
 
 def _mask(how: int, mask: Any) -> None:
-    """Python runs the handlers of what is pending in here, and drops what they raise in a hook of a fork. So whoever
-    raises has to do so again: see Stopping."""
+    """Let in, a signal that has waited runs its handler in here, amid a fork, where Python drops what the handler
+    raises. So a handler has to raise again: see Stopping."""
     with contextlib.suppress(BaseException):
         signal.pthread_sigmask(how, mask)
 

@@ -20,9 +20,10 @@ REPEAT = 1.0  # seconds in which a second signal counts as the first: terminals 
 class Stopping:
     """A context in which SIGINT and SIGTERM ask for a stop.
 
-    requested: the first signal's number, else None; abandoned: the number to exit by once Abandoned was raised.
-    on_request is called once, within the first signal's handler. grace: seconds from the first signal to Abandoned,
-    None for no bound. Signal handlers belong to the main thread: elsewhere the context changes nothing.
+    requested: the number of the first signal; None before it. abandoned: once Abandoned was raised, the number of the
+    signal to exit by. on_request: called once, within the handler of the first signal. grace: seconds from the first
+    signal to Abandoned; None for no bound.
+    Signal handlers belong to the main thread: in another one the context changes nothing.
     """
 
     def __init__(self, on_request: Callable[[int], None] = lambda signum: None, grace: float | None = None) -> None:
@@ -66,8 +67,8 @@ class Stopping:
             raise Abandoned
 
     def _alarm(self, seconds: float) -> None:
-        """Abandon in so many seconds, and again every second: a handler of the user's may swallow what is raised, and
-        so does Python amid a fork. 0: not any more."""
+        """Raise Abandoned in so many seconds, and again every second: a handler of the user's may swallow it, and so
+        does Python amid a fork. 0 seconds: no more of it."""
         if not hasattr(signal, "setitimer") or (not seconds and signal.SIGALRM not in self._before):
             return
         if signal.SIGALRM not in self._before:
@@ -86,8 +87,8 @@ class Stopping:
     def rest(self, seconds: float) -> None:
         """Wait so many seconds, or until the first signal.
 
-        In short turns: the system may give a signal to another thread (one that a handler of the user's started, say),
-        and Python runs its handler only when this one, the main thread, comes back from waiting.
+        It waits in short turns. The system may give a signal to another thread, one that a handler of the user's
+        started, say; Python then runs the signal's handler only when the main thread comes back from waiting.
         """
         until = time.monotonic() + seconds
         while self.requested is None and (left := until - time.monotonic()) > 0:

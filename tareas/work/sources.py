@@ -156,9 +156,9 @@ class Pipe:
 
 
 class File(Pipe):
-    """Tasks from an open regular file, from where it stands: check reads it whole before the first one is taken.
+    """Tasks from an open regular file, from its current position on: check reads it whole before the first take.
 
-    What is appended later is left out; a file that got shorter is no success.
+    What is appended after the check is left out. A file that got shorter is an error.
     """
 
     def __init__(self, fd: int, name: str) -> None:

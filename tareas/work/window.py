@@ -13,9 +13,9 @@ MOST_BYTES = 8 * 2**20
 class Window:
     """The unconfirmed tasks of one channel, in the order of their publishing. again: those to be published once more.
 
-    RabbitMQ numbers what is published on a channel in confirm mode from 1 on, and answers by that number, for one task
-    or for all up to one (https://www.rabbitmq.com/docs/confirms). A task that reached no queue is returned first, and
-    confirmed all the same.
+    On a channel in confirm mode RabbitMQ numbers what is published, from 1 on. Its answer names a number, and is for
+    that task alone or for all up to it (https://www.rabbitmq.com/docs/confirms). A task that reached no queue is
+    returned first, and confirmed all the same.
     """
 
     def __init__(self) -> None:

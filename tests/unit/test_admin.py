@@ -21,7 +21,7 @@ from pika.exceptions import NackError, UnroutableError
 import admin
 from tareas import cli
 from tareas.errors import InvalidTask, Trouble
-from tareas.rabbit import addresses, connection, inside, letters, management, queues
+from tareas.rabbit import addresses, inside, letterbox, letters, management, queues
 from tareas.rabbit.letters import LATEST, read
 from tareas.task import MAX_BYTES, decode, encode
 from tareas.tell import figures, logs
@@ -106,8 +106,8 @@ def on(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Let admin.py talk to this fake channel, and return the exit status and its log."""
 
     def run(channel: Channel, *argv: str) -> int:
-        monkeypatch.setattr(connection, "connect", lambda nodes, name: (channel.connection, nodes[0]))
-        for module in (connection, queues):
+        monkeypatch.setattr(admin, "connect", lambda nodes, name: (channel.connection, nodes[0]))
+        for module in (letterbox, queues):
             monkeypatch.setattr(module, "deadline", lambda connection: contextlib.nullcontext())
         return cli.run(admin.main, [*argv, "--queue", "q"])
 

@@ -278,7 +278,7 @@ def test_with_stdout_closed_nobody_listens_and_nothing_breaks() -> None:
 
 
 class Terminal:
-    """A pseudo-terminal, and what a person sees on it: just enough of one to know what screen.py uses."""
+    """A pseudo-terminal, and what a person sees on it: just enough of one to know what terminal.py uses."""
 
     def __init__(self, columns: int = 80) -> None:
         self._master, slave = pty.openpty()

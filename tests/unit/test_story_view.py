@@ -50,6 +50,14 @@ def test_no_line_is_wider_than_the_screen(width: int | None) -> None:
     assert max(map(len, plain(stream))) <= (width or 80)
 
 
+def test_advice_that_nobody_needs_in_the_demo_is_not_told() -> None:
+    stream = io.StringIO()
+    view = View(Console(file=stream, width=200), unsaid=" (start it)")
+    view.event(event(1, "waiting", "worker-1", seconds=0.1, reason="nobody listens (start it)"))
+    view.event(event(2, "waiting", "worker-1", seconds=0.1, reason="(start it) they say"))
+    assert "nobody listens\n" in stream.getvalue() and "(start it) they say\n" in stream.getvalue()
+
+
 def test_without_a_terminal_there_is_no_escape_and_the_verdict_is_one_last_line() -> None:
     view, stream = view_on(None)
     with view:
