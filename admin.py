@@ -22,24 +22,33 @@ import time
 from argparse import Namespace
 from collections import deque
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TextIO
 
 import tareas.needed  # isort: skip  # noqa: F401 (it says so if pika is missing)
-from pika.exceptions import ChannelClosedByBroker
-
 from tareas.cli import Parser, positive, run
-from tareas.errors import InvalidLog, Trouble, WrongCall
-from tareas.rabbit import addresses, inside, letterbox, management, queues
-from tareas.rabbit.connection import connect
-from tareas.rabbit.explain import LOST, explain
+from tareas.errors import InvalidLog, Lost, Refused, Trouble, WrongCall
+from tareas.rabbit import addresses, letterbox, management, queues
+from tareas.rabbit.connect import connect
+from tareas.rabbit.connection import Connection
+from tareas.rabbit.explain import NOT_FOUND
+from tareas.rabbit.inside import read_any_headers
 from tareas.rabbit.letters import DeadLetter
-from tareas.streams import OUTPUT_FULL
+from tareas.streams import complain, flush
 from tareas.tell import audit, figures, logs
 from tareas.tell.events import Events
 from tareas.tell.letters import in_json, in_words
+from tareas.tell.words import WORDS
 from tareas.text import quoted
 
-say = functools.partial(print, flush=True)  # what is said of a letter is out before the next is touched
+HELD = " but those that another command holds (a replay?): look again later"
+
+
+def say(text: str, file: TextIO | None = None) -> None:
+    """Print a line. What is said of a letter is out before the next is touched."""
+    stream = file or sys.stdout
+    print(text, file=stream)
+    if stream is not None:
+        flush(stream)
 
 
 def parser() -> Parser:
@@ -81,34 +90,35 @@ def main(argv: list[str] | None = None) -> int:
 
 
 @contextlib.contextmanager
-def opened(args: Namespace) -> Iterator[tuple[Any, addresses.Address]]:
-    """A channel. However this process ends, RabbitMQ takes back the letters that were taken and not settled."""
-    inside.read_any_headers()
-    connection, address = connect(addresses.parse(args.url or addresses.default_url()), "admin")
+def opened(args: Namespace) -> Iterator[Connection]:
+    """A connection. However this process ends, RabbitMQ takes back the letters that were taken and not settled."""
+    read_any_headers()
     try:
-        yield connection.channel(), address
-        connection.close()
-    except Trouble:
-        with contextlib.suppress(*LOST):
-            connection.close()
-        raise
-    except LOST as error:
-        if isinstance(error, BrokenPipeError) or getattr(error, "errno", None) in OUTPUT_FULL:
-            raise  # stdout's, not the connection's: pika has its own class for that
-        if isinstance(error, ChannelClosedByBroker) and error.reply_code == 404:
-            raise Trouble(f"there is no queue {quoted(args.queue)}, or none for its dead letters: producer.py and "
-                          "worker.py make both, for the --queue that they are given") from None
-        raise Trouble(explain(error, address)) from None
+        with connect(addresses.parse(args.url or addresses.default_url()), "admin", tries=3, on_alarm=warn) as opened:
+            yield opened
+            opened.basic_qos(1)  # RabbitMQ answers behind what was settled: an ack that was cut off is no success
+    except Refused as error:
+        if error.code != NOT_FOUND:
+            raise Trouble(str(error)) from None
+        raise Trouble(f"there is no queue {quoted(args.queue)}, or none for its dead letters: producer.py and "
+                      "worker.py make both, for the --queue that they are given") from None
+    except Lost as error:
+        raise Trouble(str(error)) from None
+
+
+def warn(word: str, **facts: Any) -> None:
+    """Say on stderr that an alarm holds us up, or does no longer."""
+    complain("admin.py", WORDS[word].text.format_map(facts), 0)
 
 
 def show_status(args: Namespace) -> int:
     """Print the queue's figures, with --watch again and again until Ctrl+C."""
     seen: deque[tuple[float, int]] = deque(maxlen=10)
-    with contextlib.suppress(*[KeyboardInterrupt] if args.watch else []), opened(args) as (channel, address):
+    with contextlib.suppress(*[KeyboardInterrupt] if args.watch else []), opened(args) as connection:
         while True:
-            facts = queues.figures(channel, args.queue)
+            facts = queues.figures(connection, args.queue)
             if args.management:
-                facts |= management.figures(args.management, address, args.queue)
+                facts |= management.figures(args.management, connection.address, args.queue)
             seen.append((time.monotonic(), facts["ready"]))
             if args.watch:
                 facts |= figures.pace(seen)
@@ -117,16 +127,28 @@ def show_status(args: Namespace) -> int:
                 say("(AMQP does not show unacknowledged tasks, those that workers hold: --management URL does)")
             if not args.watch:
                 break
-            channel.connection.sleep(args.watch)
+            wait(connection, args.watch)
     return 0
+
+
+def holders(connection: Connection, args: Namespace) -> int:
+    """How many commands are at the dead letters. Whoever has none to consume does not count."""
+    return int(queues.counts(connection, queues.dead(args.queue)).consumer_count)
+
+
+def wait(connection: Connection, seconds: float) -> None:
+    """Wait, and notice if the connection is lost."""
+    until = time.monotonic() + seconds
+    while (left := until - time.monotonic()) > 0:
+        connection.process_data_events(left)
 
 
 def list_dead(args: Namespace) -> int:
     """Print the dead letters once they are back in the queue: a pager that stops reading must not hold them."""
     number = strange = 0
     with tempfile.SpooledTemporaryFile(max_size=8 << 20, mode="w+", encoding="utf-8", newline="\n") as page:
-        with opened(args) as (channel, _):
-            for number, each in enumerate(letterbox.look(channel, args.queue), 1):
+        with opened(args) as connection:
+            for number, each in enumerate(letterbox.look(connection, args.queue), 1):
                 if number > args.limit:
                     continue  # taken nevertheless: see give_back
                 if not args.json:
@@ -135,13 +157,14 @@ def list_dead(args: Namespace) -> int:
                     page.write(in_json(each) + "\n")
                 else:
                     strange += 1
-            letterbox.give_back(channel, args.queue, number)
+            letterbox.give_back(connection, args.queue, number)
+            held = not number and holders(connection, args)
         page.seek(0)
         for line in page:
             say(line.removesuffix("\n"))
     aside = sys.stderr if args.json else sys.stdout
     if not number:
-        say("no dead letters", file=aside)
+        say(f"no dead letters{HELD if held else ''}", file=aside)
     if number > args.limit:
         say(f"{number - args.limit:,} more: --limit N shows them", file=aside)
     if strange:
@@ -160,26 +183,33 @@ def replay_dead(args: Namespace) -> int:
             note = f" (without {' and '.join(without)})" if without else ""
             say(f"{each.id}  replayed{note}")
 
-    with opened(args) as (channel, _):
-        channel.confirm_delivery()
-        for each in letterbox.chosen(channel, args.queue, args.ids):
-            letterbox.replay(channel, args.queue, each, functools.partial(tell, each))
+    with opened(args) as connection:
+        connection.confirm_delivery()
+        for each in letterbox.chosen(connection, args.queue, args.ids):
+            try:
+                letterbox.replay(connection, args.queue, each, functools.partial(tell, each))
+            except (KeyboardInterrupt, Lost) as end:  # published perhaps, and not confirmed
+                why, status = ("interrupted", 130) if isinstance(end, KeyboardInterrupt) else (str(end), 1)
+                raise Trouble(f"{why}; {number:,} are replayed, and {quoted(each.id)} is on its way: RabbitMQ may "
+                              "still replay it", status) from None
             number += 1
+        held = not number and holders(connection, args)
     if not args.json:
-        say(f"{number:,} replayed")
+        say(f"{number:,} replayed{HELD if held else ''}")
     return 0
 
 
 def discard_dead(args: Namespace) -> int:
     """Print what goes, then acknowledge it: nothing vanishes unseen."""
     limit, number = None if args.yes else asked(args), 0
-    with opened(args) as (channel, _):
-        for each in letterbox.chosen(channel, args.queue, args.ids, limit):
+    with opened(args) as connection:
+        for each in letterbox.chosen(connection, args.queue, args.ids, limit):
             say(in_json(each) if args.json else f"discarded {in_words(each)}")
-            letterbox.discard(channel, each)
+            letterbox.discard(connection, each)
             number += 1
+        held = not number and holders(connection, args)
     if not args.json:
-        say(f"{number:,} discarded")
+        say(f"{number:,} discarded{HELD if held else ''}")
     return 0
 
 
@@ -189,8 +219,8 @@ def asked(args: Namespace) -> int | None:
         raise WrongCall("discard deletes for good, and there is no terminal to ask at: say --yes")
     number, what = None, ", ".join(quoted(name) for name in args.ids)
     if args.all:
-        with opened(args) as (channel, _):
-            number = queues.counts(channel, queues.dead(args.queue)).message_count
+        with opened(args) as connection:
+            number = queues.counts(connection, queues.dead(args.queue)).message_count
         if number == 0:
             return 0
         what = "the only dead letter" if number == 1 else f"all {number:,} dead letters"

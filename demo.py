@@ -21,7 +21,7 @@ from typing import Any
 
 import tareas.needed  # isort: skip  # noqa: F401 (it says so if pika is missing)
 from tareas.cli import Parser, positive, run
-from tareas.errors import Trouble
+from tareas.errors import Lost, Trouble
 from tareas.story import picture
 from tareas.story.chapters import CHAPTERS, Story
 from tareas.story.signals import Interrupted, Signals
@@ -90,23 +90,21 @@ def borrowed(url: str, queue: str, signals: Signals, say: Callable[[str], None])
     Raises Trouble at once if RabbitMQ cannot be reached: the workers would wait for it.
     """
     from tareas.rabbit import addresses, queues
-    from tareas.rabbit.connection import connect, deadline
-    from tareas.rabbit.explain import LOST
+    from tareas.rabbit.connect import connect
 
-    with signals.interruptible():
-        connection, address = connect(addresses.parse(url), "demo.py")
-        connection.close()  # it has to be used or it goes stale, and we only look and wait
-    say(f"The queue is {queue} at {address.shown}; it is deleted at the end.")
+    try:
+        with signals.interruptible(), connect(addresses.parse(url), "demo.py", tries=3) as connection:
+            say(f"The queue is {queue} at {connection.address.shown}; it is deleted at the end.")
+    except Lost as error:
+        raise Trouble(str(error)) from None
     try:
         yield
     finally:
         try:
-            connection, _ = connect(addresses.parse(url), "demo.py")
-            with contextlib.closing(connection), deadline(connection):
-                channel = connection.channel()
+            with connect(addresses.parse(url), "demo.py", tries=3) as connection:
                 for name, _ in queues.declarations(queue):
-                    channel.queue_delete(name)
-        except (Trouble, *LOST):
+                    connection.queue_delete(name)
+        except (Trouble, Lost):
             print(f"demo.py: the queues {queue} and {queues.dead(queue)} could not be deleted", file=sys.stderr)
 
 

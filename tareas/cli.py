@@ -70,7 +70,8 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, prog: str | None = None, description: str | None = None, **options: Any) -> None:
         options.setdefault("formatter_class", Formatter)
-        super().__init__(prog, allow_abbrev=False, **options)
+        super().__init__(prog, allow_abbrev=False, add_help=False, **options)
+        self.add_argument("-h", "--help", action="help", help=argparse.SUPPRESS)  # whoever reads it knows the option
         self.doc = (description or "").strip()
         self._given: list[str] = []
 
@@ -175,6 +176,18 @@ def seconds(text: str) -> float:
 def positive(text: str) -> int:
     """A whole number from 1 on."""
     return _whole(text, 1)
+
+
+def up_to(most: int) -> Callable[[str], int]:
+    """A type: a whole number from 1 to this one."""
+
+    def number(text: str) -> int:
+        value = _whole(text, 1)
+        if value > most:
+            raise argparse.ArgumentTypeError(f"{argument(text)} is too many: 1 to {most:,}")
+        return value
+
+    return number
 
 
 def complexity_range(text: str) -> tuple[float, float]:

@@ -37,24 +37,45 @@ class BadLine(WrongCall):
 # -- RabbitMQ
 
 
-class Unreachable(Trouble):
+class Lost(Exception):
+    """The connection to RabbitMQ is over; trying again may help. The text says why, in one line."""
+
+
+class Unreachable(Lost):
     """No RabbitMQ answers at any of the addresses; it may later."""
 
 
+class Broken(Lost):
+    """Somebody answered, and the stream ended. If that was amid the handshake, the next try may get through."""
+
+
+class ConsumerGone(Lost):
+    """RabbitMQ sends us nothing any more, though the connection lives."""
+
+
+class Refused(Lost):
+    """RabbitMQ closed the channel, in answer to what we had sent. code: RabbitMQ's own. too_large: it takes no message
+    of that size."""
+
+    def __init__(self, message: str, code: int, too_large: bool = False) -> None:
+        super().__init__(message)
+        self.code, self.too_large = code, too_large
+
+
+class Nacked(Exception):
+    """RabbitMQ does not store a message: its queue is full, or has lost its leader."""
+
+
+class Unroutable(Exception):
+    """No queue takes a message: there is none of that name."""
+
+
 class Denied(Trouble):
-    """RabbitMQ answers, and does not let us in: waiting will not help."""
+    """RabbitMQ answers, and does not let us in, or do what we ask: waiting will not help."""
 
 
 class QueueDiffers(Trouble):
     """The queue exists with other arguments than ours."""
-
-
-class ConsumerGone(Exception):
-    """RabbitMQ sends us nothing any more, though the connection lives. The text says why."""
-
-
-class Refusing(Exception):
-    """A connection that we end ourselves: RabbitMQ refuses on it, slowly, whatever we publish."""
 
 
 class NoSuchLetter(Trouble):

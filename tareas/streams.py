@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
+import select
 import sys
+import time
 from typing import TextIO
 
-OUTPUT_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)  # what writing may meet: a disk, not a broker
+PAUSE = 0.01  # seconds before a stream that can be written again is written
+REFUSALS = 500  # by a stream that its system calls writable
+# What writing may meet.
+OUTPUT_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG, errno.EAGAIN)
 
 
 def complain(program: str, message: str, status: int) -> int:
@@ -27,6 +33,27 @@ def _fitted(line: str) -> str:
 
     columns = os.get_terminal_size(sys.stderr.fileno()).columns
     return textwrap.fill(line, columns - 1, break_long_words=False, break_on_hyphens=False) if columns > 20 else line
+
+
+def buffered(stream: TextIO) -> TextIO:
+    """The stream, or another on the same file: without a buffer (PYTHONUNBUFFERED) Python drops, without an error, what
+    a pipe that does not block has no room for."""
+    if not isinstance(getattr(stream, "buffer", None), io.RawIOBase):
+        return stream
+    return open(stream.fileno(), "w", encoding=stream.encoding, errors=stream.errors, closefd=False)
+
+
+def flush(stream: TextIO) -> None:
+    """Flush the stream. If it is a pipe that does not block (some supervisors leave theirs so), wait for its reader.
+
+    Raises OSError when the stream takes no more, or refuses again and again although its system says that it can write.
+    """
+    for _ in range(REFUSALS):
+        with contextlib.suppress(BlockingIOError):
+            return stream.flush()
+        select.select([], [stream], [])
+        time.sleep(PAUSE)
+    stream.flush()
 
 
 def leave(stream: TextIO) -> None:

@@ -17,7 +17,7 @@ import yaml
 from tareas.lab.node import Node
 from tareas.lab.programs import Programs
 from tests import node_keeper
-from tests.support import ROOT, Command, Run, versions
+from tests.support import ROOT, Command, Run, raw_connection, versions
 
 NOBODY = "amqp://guest:guest@127.0.0.1:1/%2F"  # nothing listens at port 1: no test reaches the machine's own RabbitMQ
 VERSIONS = versions()
@@ -25,7 +25,15 @@ LASTING = {"lasting_node", "answering", "secure", "clusters"}  # fixtures that s
 PARAMS: list[Programs | None] = list(VERSIONS) or [None]  # None: not installed, and a test that needs it says so
 
 
+# Deprecations are errors in every process that the tests start (in their own: pyproject.toml). Only what pika 1.3.2
+# calls of Python's, and Python 3.12 deprecates, is not ours to mend.
+WARNINGS = "error::DeprecationWarning,ignore:datetime.datetime.utcfromtimestamp:DeprecationWarning"
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    expected = os.environ.get("PIKA_EXPECTED", pika.__version__)  # `make pikas` runs the tests on several
+    if pika.__version__ != expected:
+        raise pytest.UsageError(f"this is pika {pika.__version__} from {pika.__file__}, not {expected}")
     os.environ["AMQP_URL"] = NOBODY
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # `make test &`: the commands would inherit it
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -55,7 +63,8 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Why a test failed that passed when it was run again: pytest-rerunfailures only names it."""
+    """Which pika it was; why a test failed that passed when it was run again: pytest-rerunfailures only names it."""
+    terminalreporter.write_line(f"pika {pika.__version__}")
     ends = [report for report in terminalreporter.stats.get("", []) if report.when == "teardown"]
     for report in terminalreporter.stats.get("rerun", []):
         terminalreporter.section(f"run again: {report.nodeid} ({report.when})")
@@ -64,6 +73,14 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         end: list[tuple[str, str]] = next((end.sections for end in ends if end.nodeid == report.nodeid), [])
         for title, text in dict.fromkeys([*report.sections, *end]):
             terminalreporter.write_line(f"--- {title}\n{text[-5000:]}")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def deprecations_are_errors() -> Iterator[None]:
+    """Not set earlier: pytest's own processes have plugins, whose deprecations are theirs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONWARNINGS", WARNINGS)
+        yield
 
 
 @pytest.fixture(scope="session", params=PARAMS, ids=lambda programs: programs.name if programs else "none")
@@ -129,7 +146,7 @@ def killable(lasting_node: Node) -> Node:
 @pytest.fixture
 def connection(url: str) -> Iterator[pika.BlockingConnection]:
     """A raw pika connection to the shared node."""
-    with contextlib.closing(pika.BlockingConnection(pika.URLParameters(url))) as opened:
+    with contextlib.closing(raw_connection(url)) as opened:
         yield opened
 
 
@@ -149,7 +166,7 @@ def queue(url: str) -> Iterator[str]:
 
 def delete_queues(url: str, name: str) -> None:
     """The queue and its dead letters."""
-    with contextlib.closing(pika.BlockingConnection(pika.URLParameters(url))) as connection:
+    with contextlib.closing(raw_connection(url)) as connection:
         channel = connection.channel()
         channel.queue_delete(name)
         channel.queue_delete(f"{name}.dead")

@@ -26,8 +26,13 @@ SECRET = "s3cr3t-Pa55"  # the password of all but guest
 # What each may configure, write and read in vhost "/"; guest and eva may do all, outsider has no right to the vhost.
 RIGHTS = {
     "guest": (".*", ".*", ".*"), "eva": (".*", ".*", ".*"), "outsider": None,
-    "reader": ("^full.*", "^full.*", ".*"), "writer": (".*", ".*", ""),
+    "reader": ("^full.*", "^full.*", ".*"), "writer": (".*", ".*", ""), "unheard": (".*", "^test-.*", ".*"),
+    "single": (".*", ".*", ".*"), "alone": (".*", ".*", ".*"),
 }  # fmt: skip
+LIMITS = {"single": {"max-channels": 1}, "alone": {"max-connections": 1}}
+# Vhosts of guest's with a limit, and queues of "/" that are full with five messages.
+VHOSTS = {"one-connection": {"max-connections": 1}, "one-queue": {"max-queues": 1}}
+NARROW = "^test-narrow-"
 FOLDER = "TAREAS_TEST_NODES"  # environment variable: from the controlling process to pytest-xdist's workers
 
 
@@ -78,13 +83,23 @@ def shared(programs: Programs) -> str:
 def definitions() -> dict[str, list[dict[str, object]]]:
     """The users, as RabbitMQ loads them when it boots: with rabbitmqctl each would be seconds of CPU."""
     return {
-        "vhosts": [{"name": "/"}],
+        "vhosts": [{"name": name} for name in ("/", *VHOSTS)],
         "users": [
-            {"name": name, "password": "guest" if name == "guest" else SECRET, "tags": ""} for name in RIGHTS
+            {"name": name, "password": "guest" if name == "guest" else SECRET, "tags": "",
+             "limits": LIMITS.get(name, {})} for name in RIGHTS
         ],
         "permissions": [
-            {"user": name, "vhost": "/", **dict(zip(("configure", "write", "read"), rights, strict=True))}
+            {"user": name, "vhost": vhost, **dict(zip(("configure", "write", "read"), rights, strict=True))}
             for name, rights in RIGHTS.items() if rights
+            for vhost in ("/", *(VHOSTS if name == "guest" else ()))
+        ],
+        "parameters": [
+            {"component": "vhost-limits", "name": "limits", "vhost": name, "value": limit}
+            for name, limit in VHOSTS.items()
+        ],
+        "policies": [
+            {"vhost": "/", "name": "narrow", "pattern": NARROW, "apply-to": "queues", "priority": 0,
+             "definition": {"max-length": 5}}
         ],
     }  # fmt: skip
 

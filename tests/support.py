@@ -13,9 +13,12 @@ import sys
 import termios
 import threading
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+import pika
 
 from tareas.lab.programs import Programs, find_programs
 
@@ -26,10 +29,20 @@ SHOWN = 20_000  # characters of each stream that a failed test shows
 
 
 def versions() -> list[Programs]:
-    """Every RabbitMQ to test with: the folders in $RABBITMQ_BINS (colons between), and the installed one."""
+    """Every RabbitMQ to test with: the folders in $RABBITMQ_BINS (colons between), and the installed one.
+
+    With $RABBITMQ_NEWEST only the last of them.
+    """
     named = [find_programs(folder) for folder in os.environ.get("RABBITMQ_BINS", "").split(":") if folder]
     found = {programs.name: programs for programs in [*named, find_programs()] if programs}
-    return [found[name] for name in sorted(found)]
+    return [found[name] for name in sorted(found)][-1 if os.environ.get("RABBITMQ_NEWEST") else 0 :]
+
+
+def raw_connection(where: str | pika.connection.Parameters) -> pika.BlockingConnection:
+    """A plain client beside ours. pika 1.5 warns that this class ends with 2.0: the tests may use it until then."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return pika.BlockingConnection(pika.URLParameters(where) if isinstance(where, str) else where)
 
 
 class Command:

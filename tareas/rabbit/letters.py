@@ -10,15 +10,17 @@ from typing import Any
 
 import pika
 
-from tareas.errors import InvalidTask
+from tareas.errors import InvalidTask, Refused
+from tareas.rabbit import inside
+from tareas.rabbit.connection import Connection
 from tareas.rabbit.inside import UnreadableHeaders
 from tareas.rabbit.queues import dead
 from tareas.task import decode
 from tareas.text import printable, shown
 
 MAX_REASON = 1000  # characters
-# The headers of a message travel in one frame, which RabbitMQ bounds to 131,072 bytes unless told otherwise.
-MAX_HEADERS = 120_000  # bytes
+# The properties of a message travel in one frame. Beside them it has the frame's own bytes, and those of its header.
+AROUND = 32  # bytes
 
 # Properties that would lose the copy or send it elsewhere, and the header that keeps each: an expiration would let it
 # vanish, RabbitMQ refuses a user_id that is not ours, and CC and BCC deliver to other queues again.
@@ -29,49 +31,83 @@ MOVED_HEADERS = {"CC": "tareas-cc", "BCC": "tareas-bcc"}
 MARKS = ("tareas-", "x-death", "x-first-death-", "x-last-death-", "x-delivery-count", "x-acquired-count")
 LATEST = 253_402_300_800  # unix seconds: the year 10000, which no calendar shows
 
-_NAMES = ("content_type", "content_encoding", "headers", "delivery_mode", "priority", "correlation_id", "reply_to",
+NO_COPY = "RabbitMQ takes no copy of so large a message (max_message_size), and moves the message itself"
+SMALL = 4096  # bytes that any RabbitMQ takes
+
+_NAMES = ("content_type", "content_encoding", "priority", "correlation_id", "reply_to",
           "expiration", "message_id", "timestamp", "type", "user_id", "app_id", "cluster_id")
 
 
 # -- made
 
 
-def publish(
-    channel: Any, queue: str, body: bytes, properties: pika.BasicProperties, reason: str, attempts: int, worker: str
-) -> None:
-    """Publish a copy of a delivery to the queue's dead-letter queue and wait for RabbitMQ's confirm.
+class Writer:
+    """Writes the dead letters of one worker of this queue."""
 
-    The body and the properties stay as they are; headers say why, after how many attempts, by whom and when (unix
-    seconds). The channel must be in confirm mode. Raises pika's NackError (the queue is full) and UnroutableError
-    (there is none), or what it raises when the connection is lost: the original must not be acknowledged then.
-    """
-    copy = copy_of(properties, reason, attempts, worker)
-    channel.basic_publish(exchange="", routing_key=dead(queue), body=body, properties=copy, mandatory=True)
+    def __init__(self, queue: str, worker: str) -> None:
+        self._queue, self._worker = queue, worker
+        self._too_large: int | None = None  # bytes of a body of which RabbitMQ takes no copy
+
+    def write(
+        self, connection: Connection, properties: pika.BasicProperties, body: bytes, reason: str, attempts: int
+    ) -> bool:
+        """Publish a copy of a delivery to the dead-letter queue and wait for RabbitMQ's confirm.
+
+        The body and the properties stay as they are. Headers say why, after how many attempts, by whom and when (unix
+        seconds). False: RabbitMQ takes no copy of so large a body (its max_message_size was lowered), only RabbitMQ can
+        move the message itself. Raises Nacked (the queue is full) and Unroutable (there is none), or Lost: the original
+        must not be acknowledged then.
+        """
+        if self._too_large is not None and len(body) >= self._too_large:
+            return False
+        copy = copy_of(properties, reason, attempts, self._worker, connection.frame_max)
+        try:
+            connection.publish_and_confirm(dead(self._queue), body, copy)
+        except Refused as error:
+            if error.too_large:
+                self._too_large = len(body)
+            raise
+        return True
 
 
-def copy_of(properties: pika.BasicProperties, reason: str, attempts: int, worker: str) -> pika.BasicProperties:
-    """The properties of the copy."""
-    copy = pika.BasicProperties(**{name: getattr(properties, name) for name in _NAMES})
-    why = {
+def copy_of(
+    properties: pika.BasicProperties, reason: str, attempts: int, worker: str, frame_max: int
+) -> pika.BasicProperties:
+    """The properties of the copy. frame_max: bytes of the longest frame."""
+    kept = {name: getattr(properties, name) for name in _NAMES}
+    why: dict[str, Any] = {
         "tareas-reason": printable(reason)[:MAX_REASON],
         "tareas-attempts": attempts,
         "tareas-worker": worker,
-        "tareas-time": str(round(time.time(), 3)),  # a string: pika writes a float as an integer
+        "tareas-time": str(round(time.time(), 3)),  # a string: not every pika can write a float
     }
     for name, header in MOVED_PROPERTIES.items():
-        if getattr(copy, name) is not None:
-            why[header] = str(getattr(copy, name))
-            setattr(copy, name, None)
-    headers = dict(properties.headers or {})
+        if kept[name] is not None:
+            why[header] = str(kept[name])
+            kept[name] = None
+    fields = inside.fields(properties.headers)
+    if len(fields) < len(properties.headers or {}) or isinstance(properties.headers, UnreadableHeaders):
+        why["tareas-dropped"] = "headers of the publisher: they cannot be copied"
     for name, header in MOVED_HEADERS.items():
-        if name in headers:
-            why[header] = headers.pop(name)
-    copy.delivery_mode = pika.DeliveryMode.Persistent.value
-    copy.headers = {**headers, **why}
-    if not _fits(copy):
-        copy.headers = {**{k: v for k, v in why.items() if k not in MOVED_HEADERS.values()},
-                        "tareas-dropped": "the publisher's headers: too long, or of a type that cannot be copied"}
+        if name in fields:
+            fields[header] = fields.pop(name)
+    fields = {name: value for name, value in fields.items() if name not in why}
+    kept |= {"delivery_mode": pika.DeliveryMode.Persistent.value, "headers": why}
+    copy = inside.Copy(fields, **kept)
+    if not fits(copy, frame_max):
+        copy.fields = {}
+        why["tareas-dropped"] = "headers of the publisher: longer than a frame"
+    if not fits(copy, frame_max):
+        why["tareas-reason"] = why["tareas-reason"][: MAX_REASON // 10]
     return copy
+
+
+def fits(properties: pika.BasicProperties, frame_max: int) -> bool:
+    """Whether they can be written, into one frame."""
+    try:
+        return sum(map(len, properties.encode())) <= frame_max - AROUND
+    except Exception:  # pika raises many kinds, and this must not end a worker
+        return False
 
 
 # -- read
@@ -111,7 +147,7 @@ def read(tag: int, properties: pika.BasicProperties, body: bytes) -> DeadLetter:
     mark, worker, attempts = (headers.get(f"tareas-{name}") for name in ("reason", "worker", "attempts"))
     reason, at = (mark if isinstance(mark, str) else None), _time(headers.get("tareas-time"))
     if reason is None:
-        reason, at = _broker_reason(headers)
+        reason, at = _broker_reason(headers, body)
     return DeadLetter(
         tag,
         body,
@@ -140,7 +176,7 @@ def _time(value: Any) -> float | None:
     return seconds if 0 <= seconds < LATEST else None
 
 
-def _broker_reason(headers: dict[str, Any]) -> tuple[str | None, float | None]:
+def _broker_reason(headers: dict[str, Any], body: bytes) -> tuple[str | None, float | None]:
     """Why and when RabbitMQ itself dead-lettered it (https://www.rabbitmq.com/docs/dlx: the newest entry is first)."""
     if isinstance(headers, UnreadableHeaders):
         return "unknown: the headers cannot be read", None
@@ -150,13 +186,16 @@ def _broker_reason(headers: dict[str, Any]) -> tuple[str | None, float | None]:
     death = deaths[0]
     at = death.get("time")
     moment = at.timestamp() if isinstance(at, datetime) else None
-    return f"RabbitMQ: {death.get('reason')}, in queue {death.get('queue')}", _time(moment)
+    why = f"RabbitMQ: {death.get('reason')}, in queue {death.get('queue')}"
+    if death.get("reason") == "rejected" and len(body) > SMALL:
+        why += f" (by a worker of ours? {NO_COPY}, and the worker's log has the reason)"
+    return why, _time(moment)
 
 
 # -- replayed
 
 
-def revived(properties: pika.BasicProperties) -> tuple[pika.BasicProperties, list[str]]:
+def revived(properties: pika.BasicProperties, frame_max: int) -> tuple[pika.BasicProperties, list[str]]:
     """The properties for a replay, without the marks of death, and what else is left out, in words.
 
     Not restored: the expiration, which was reckoned from the first publish, while whoever replays wants the task done;
@@ -172,11 +211,15 @@ def revived(properties: pika.BasicProperties) -> tuple[pika.BasicProperties, lis
     user = headers.get("tareas-user-id") or properties.user_id
     if user:
         without.append(f"its user_id {shown(user)}")
-    kept = {k: v for k, v in headers.items() if not str(k).startswith(MARKS) and k not in MOVED_HEADERS}
-    result = pika.BasicProperties(
+    fields = {
+        name: value
+        for name, value in inside.fields(headers).items()
+        if not str(name).startswith(MARKS) and name not in MOVED_HEADERS
+    }
+    result = inside.Copy(
+        fields,
         content_type=properties.content_type,
         content_encoding=properties.content_encoding,
-        headers=kept or None,
         delivery_mode=pika.DeliveryMode.Persistent.value,
         priority=properties.priority,
         correlation_id=properties.correlation_id,
@@ -186,14 +229,7 @@ def revived(properties: pika.BasicProperties) -> tuple[pika.BasicProperties, lis
         type=properties.type,
         app_id=properties.app_id,
     )
-    if not _fits(result) or isinstance(headers, UnreadableHeaders):
-        result.headers = None
+    if not fits(result, frame_max) or isinstance(headers, UnreadableHeaders):
+        result.fields = {}
         without.append("its headers, which cannot be copied")
     return result, without
-
-
-def _fits(properties: pika.BasicProperties) -> bool:
-    try:
-        return sum(map(len, properties.encode())) <= MAX_HEADERS
-    except Exception:  # pika raises many kinds for a value that it can read and not write; this must not end a worker
-        return False

@@ -5,11 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-import pika
-from pika.exceptions import ChannelClosedByBroker
-
-from tareas.rabbit.connection import deadline
-from tareas.rabbit.explain import refused_declare
+from tareas.rabbit.connection import Connection
 
 # The worker bounds the attempts itself; the queue's limit is the backstop far above it. RabbitMQ counts broker
 # restarts and killed workers towards this limit too.
@@ -49,22 +45,12 @@ def declarations(queue: str) -> list[tuple[str, dict[str, Any]]]:
     ]
 
 
-def declare(connection: pika.BlockingConnection, channel: Any, queue: str) -> None:
-    """Make sure that both queues exist, as ours. Raises QueueDiffers, or what pika raises."""
-    for name, arguments in declarations(queue):
-        try:
-            with deadline(connection):
-                channel.queue_declare(queue=name, durable=True, arguments=arguments)
-        except ChannelClosedByBroker as error:
-            raise refused_declare(error, name) from None
-
-
-def figures(channel: Any, queue: str) -> dict[str, Any]:
+def figures(connection: Connection, queue: str) -> dict[str, Any]:
     """The work queue's ready tasks and consumers, and its dead letters, now.
 
-    unacknowledged is None: AMQP does not tell it. Raises what pika raises when there is no such queue.
+    unacknowledged is None: AMQP does not tell it. Raises Refused when there is no such queue.
     """
-    work, letters = counts(channel, queue), counts(channel, dead(queue))
+    work, letters = counts(connection, queue), counts(connection, dead(queue))
     return {
         "time": round(time.time(), 3),
         "queue": queue,
@@ -75,7 +61,6 @@ def figures(channel: Any, queue: str) -> dict[str, Any]:
     }
 
 
-def counts(channel: Any, name: str) -> Any:
+def counts(connection: Connection, name: str) -> Any:
     """RabbitMQ's answer to a passive declare, which creates nothing: message_count (ready ones), consumer_count."""
-    with deadline(channel.connection):
-        return channel.queue_declare(name, passive=True).method
+    return connection.queue_declare(name, passive=True)

@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
-from tareas.streams import leave
+from tareas.streams import buffered, flush, leave
 from tareas.tell import words
 from tareas.tell.words import WORDS
 from tareas.text import cut, printable
@@ -44,7 +44,7 @@ class Events:
 
     def __init__(self, who: str, as_json: bool = False, stream: TextIO | None = None) -> None:
         # With stdout closed from the start (`>&-`) Python has none: nobody listens.
-        self._stream: TextIO = stream or sys.stdout or open(os.devnull, "w")  # noqa: SIM115
+        self._stream: TextIO = buffered(stream or sys.stdout or open(os.devnull, "w"))  # noqa: SIM115
         self.who = who
         self.as_json = as_json
         self._encoding = getattr(self._stream, "encoding", None) or "utf-8"
@@ -143,7 +143,7 @@ class Events:
     def _put(self, word: str, text: str, facts: dict[str, Any]) -> None:
         if self._screen is None:
             self._stream.write(text)
-            self._stream.flush()
+            flush(self._stream)
         elif word == "said":
             self._screen.said(text)
         elif word == "progress":

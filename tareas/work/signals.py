@@ -39,6 +39,11 @@ class Stopping:
         self._interruptible = False
         self._before: dict[int, Any] = {}
 
+    @property
+    def age(self) -> float:
+        """Seconds since the first signal; 0 before it."""
+        return 0.0 if self.requested is None else time.monotonic() - self._since
+
     def __enter__(self) -> Stopping:
         if threading.current_thread() is threading.main_thread():
             for signum in (signal.SIGINT, signal.SIGTERM):

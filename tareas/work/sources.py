@@ -20,10 +20,11 @@ WINDOWS = os.name == "nt"  # there, nothing can wait for a pipe and a socket at 
 
 
 class Item(NamedTuple):
-    """A task to publish: its id, and a body that decode has accepted."""
+    """A task to publish: its id, a body that decode has accepted, and its line in the input, counted from 1."""
 
     id: str
     body: bytes
+    line: int = 0
 
 
 class Source(Protocol):
@@ -38,8 +39,11 @@ class Source(Protocol):
     def fileno(self) -> int | None:
         """What to wait for when there is none yet; None for a source that never says so."""
 
-    def left(self) -> str:
-        """What was not taken, in words, and how to get at it; empty if nothing."""
+    def left(self, after: int | None = None) -> str:
+        """What follows this line (None: the last one taken), in words, and how to get at it; empty if nothing."""
+
+    def place(self, item: Item) -> str:
+        """The task in words: where in the input it stands, its id and its size."""
 
 
 class Sample:
@@ -60,16 +64,20 @@ class Sample:
             self.ended = True
             return None
         self._taken += 1
-        return Item(made["id"], task.encode(made))
+        return Item(made["id"], task.encode(made), self._taken)
 
     def fileno(self) -> int | None:
         """None: it never waits."""
         return None
 
-    def left(self) -> str:
-        """What was not taken; empty if nothing."""
-        left = (self.total or 0) - self._taken
+    def left(self, after: int | None = None) -> str:
+        """How many follow the last one taken, or this one; empty if none."""
+        left = (self.total or 0) - (self._taken if after is None else after)
         return f"{left:,} sample tasks" if left else ""
+
+    def place(self, item: Item) -> str:
+        """The task in words."""
+        return f"sample task {item.line:,} ({quoted(item.id)}, {len(item.body):,} bytes)"
 
 
 class Pipe:
@@ -92,9 +100,16 @@ class Pipe:
         """The descriptor to wait for; None on Windows, where take waits itself."""
         return None if WINDOWS else self._fd
 
-    def left(self) -> str:
-        """What was not taken, in words, and how to get at it; empty if nothing."""
-        return "" if self.ended else f"line {self.line + 1:,} and on of {self.name} (tail -n +{self.line + 1})"
+    def left(self, after: int | None = None) -> str:
+        """What follows the last line taken, or this one, in words, and how to get at it; empty if nothing."""
+        if self.ended and after is None:
+            return ""
+        first = (self.line if after is None else after) + 1
+        return f"line {first:,} and on of {self.name} (tail -n +{first})"
+
+    def place(self, item: Item) -> str:
+        """The task in words."""
+        return f"{self.name}, line {item.line:,} (task {quoted(item.id)}, {len(item.body):,} bytes)"
 
     def take(self) -> Item | None:
         """The next task; None at the end, or when the other side has not written one yet. Raises BadLine."""
@@ -106,7 +121,7 @@ class Pipe:
                 body = line.strip()
                 if body:
                     try:
-                        return Item(task.decode(body, simulated=False)["id"], body)
+                        return Item(task.decode(body, simulated=False)["id"], body, self.line)
                     except InvalidTask as error:
                         raise self._bad_line(str(error)) from None
             if self._at_end:
@@ -197,9 +212,9 @@ class File(Pipe):
         """None: it never waits."""
         return None
 
-    def left(self) -> str:
+    def left(self, after: int | None = None) -> str:
         """The same; the last task may be taken and the end not found yet."""
-        return "" if self._taken == self.total else super().left()
+        return "" if after is None and self._taken == self.total else super().left(after)
 
     def _readable(self) -> bool:
         return True

@@ -10,10 +10,8 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-import pika
-
 from tareas.lab.ports import Claim
-from tests.support import ROOT
+from tests.support import ROOT, raw_connection
 
 DEADLINE = 300.0  # seconds: for a busy machine that starts three nodes
 LOGIN = {"RABBITMQ_USER": "student", "RABBITMQ_PASSWORD": "s3cret"}
@@ -110,7 +108,7 @@ class Project:
 
     def ready(self, port: str, queue: str = QUEUE) -> int:
         """Tasks that wait in the queue."""
-        connection = pika.BlockingConnection(pika.URLParameters(self.url(port)))
+        connection = raw_connection(self.url(port))
         try:
             return int(connection.channel().queue_declare(queue, passive=True).method.message_count)
         finally:

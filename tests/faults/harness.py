@@ -29,9 +29,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import pika
 from pika.exceptions import ConnectionClosedByBroker
 
-from tareas.rabbit import addresses, connection as broker, inside, queues
+from tareas.rabbit import addresses, inside, queues
+from tareas.rabbit.connect import connect
+from tareas.rabbit.connection import Connection
 from tareas.rabbit.letters import DeadLetter, read
 from tareas.tell import audit, logs
 from tests.faults import table
@@ -362,7 +365,8 @@ class Fleet:
     def declare(self) -> None:
         """Declare both queues, and remember when, for wait_until_safe."""
         with self.channel() as channel:
-            queues.declare(channel.connection, channel, self.queue)
+            for name, arguments in queues.declarations(self.queue):
+                channel.queue_declare(name, durable=True, arguments=arguments)
         self.is_new()
 
     def is_new(self) -> None:
@@ -440,18 +444,23 @@ class Fleet:
     def channel(self, url: str | None = None) -> Iterator[Any]:
         """A raw pika channel to the queue's RabbitMQ."""
         inside.read_any_headers()
-        connection, _ = broker.connect(addresses.parse(url or self.url), "test")
+        each = [addresses.parameters(address, "test") for address in addresses.parse(url or self.url)]
+        connection = pika.BlockingConnection(each)
         try:
             yield connection.channel()
         finally:
             if connection.is_open:
                 connection.close()
 
+    def connection(self) -> Connection:
+        """One of ours to the queue's RabbitMQ."""
+        return connect(addresses.parse(self.url), "test")
+
     @property
     def version(self) -> str:
         """RabbitMQ's, as in the table: "4.3"."""
-        with self.channel() as channel:
-            return ".".join(map(str, broker.version(channel.connection)[:2]))
+        with self.connection() as connection:
+            return ".".join(map(str, connection.version[:2]))
 
     def stop_workers(self) -> None:
         """SIGTERM to every worker; each must end with status 0, and RabbitMQ must see it."""

@@ -24,18 +24,18 @@ def test_dead_letters_looked_at(fleet: Fleet) -> None:
     assert sorted(fleet.dead) == names
 
     def ready() -> int:
-        """How many letters nobody holds: those of a closed channel come back a moment later."""
-        with fleet.channel() as channel:
-            return int(queues.counts(channel, queues.dead(fleet.queue)).message_count)
+        """How many letters nobody holds: those of a closed connection come back a moment later."""
+        with fleet.connection() as connection:
+            return int(queues.counts(connection, queues.dead(fleet.queue)).message_count)
 
     if not FULL:  # the command takes its time to start: what counts is the look
         for _ in range(looks - commands):
             fleet.wait("the letters are back", lambda: ready() == count)
-            with fleet.channel() as channel:
-                seen = [letter.id for letter in letterbox.look(channel, fleet.queue)]
+            with fleet.connection() as connection:
+                seen = [letter.id for letter in letterbox.look(connection, fleet.queue)]
                 assert sorted(seen) == names
-                if fleet.faults % 2:  # else the channel closes over them, as when the one who looks is killed
-                    letterbox.give_back(channel, fleet.queue, len(names))
+                if fleet.faults % 2:  # else the connection closes over them, as when the one who looks is killed
+                    letterbox.give_back(connection, fleet.queue, len(names))
             fleet.faults += 1
     for number in range(commands):
         fleet.wait("the letters are back", lambda: ready() == count)

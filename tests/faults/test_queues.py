@@ -210,4 +210,4 @@ def assert_differs(member: Member) -> None:
     """One line, which names the argument and the ways out."""
     assert member.wait() == 1, member.report()
     (line,) = member.errors.read_text().splitlines()
-    assert " differs)" in line and "--queue" in line, line
+    assert "inequivalent arg '" in line and "--queue" in line, line

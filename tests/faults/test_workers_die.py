@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import itertools
 import signal
+from collections import Counter
 from collections.abc import Sequence
 
 from tests.faults.harness import Fleet, Member, scaled, tasks
 
 CRASHED = 70  # what a simulated crash ends a worker with
 ALWAYS = 1_000_000
+PREFETCH = 50
+SEVERAL = ("--prefetch", str(PREFETCH))  # tasks in one worker's hand, done one after the other
 
 
 def test_worker_killed(fleet: Fleet) -> None:
@@ -140,6 +143,52 @@ def test_worker_crashed_by_the_task(fleet: Fleet) -> None:
         assert attempts(fleet, task["id"]) == [1] and fleet.done[task["id"]] == 1
     assert sorted(letter.id for letter in ending.letters) == sorted(task["id"] for task in poison)
     assert all(letter.attempts == 5 for letter in ending.letters)
+
+
+def test_crashers_among_tiny_tasks(fleet: Fleet) -> None:
+    """A crash gives back all that its worker held, also what never began: an attempt of each is spent.
+
+    Only the crasher may die of it. More workers than a task has attempts: whatever came back beside the crasher could
+    go with it from one full hand to the next.
+    """
+    count, crashers, workers = scaled(1500, 20_000), scaled(4, 40), 8
+    poison = tasks(crashers, prefix="poison", crash_attempts=ALWAYS)
+    good = tasks(count - crashers, prefix="good")
+    mixed = list(good)
+    apart = len(good) // (crashers + 1)  # far enough for a worker that is careful to hold many again
+    for number, task in enumerate(poison, 1):
+        mixed.insert(number * apart, task)
+    fleet.statuses_allowed.add(CRASHED)
+    fleet.produce(mixed, wait=True)  # first, so that there is always more than fits into the hands
+    fleet.start_workers(workers, *SEVERAL, wait=False)  # the first may crash before the last is connected
+    fleet.wait_settled()
+    fleet.faults = len(fleet.ended_with(CRASHED))
+    ending = fleet.ends("crashers among tiny tasks")
+
+    assert sorted(letter.id for letter in ending.letters) == sorted(task["id"] for task in poison)
+    assert all(letter.attempts is not None and letter.attempts >= 5 for letter in ending.letters)
+    assert crashers <= fleet.faults <= 5 * crashers  # a crasher may lose an attempt as the neighbour of another
+    assert all(fleet.done[task["id"]] for task in good)
+    spent = [max(int(event["attempt"]) for event in fleet.started[task["id"]]) - 1 for task in good]
+    print(f"{crashers} crashers cost good tasks {sum(spent)} attempts; tasks by attempts lost: {Counter(spent)}")
+    assert sum(spent), "no worker ever held more than one"
+    assert sum(spent) <= 2 * crashers * (PREFETCH - 1), "neighbours pay for more than the first crash"
+
+
+def test_workers_killed_at_prefetch_50(fleet: Fleet) -> None:
+    """SIGKILL in the middle of a task with others behind it, and acks that cover many: each double is announced."""
+    kills = scaled(5, 60)
+    count = 500 * kills
+    fleet.produce(tasks(count, (0, 0.01)), wait=True)
+    fleet.start_workers(4, *SEVERAL)
+    for kill in range(1, kills + 1):
+        fleet.wait_done(kill * count // (kills + 1))
+        fleet.wait_taken_over(fleet.kill_busy())
+    ending = fleet.ends("workers killed at prefetch 50")
+    assert fleet.faults == len(fleet.ended_with(-signal.SIGKILL)) == kills
+    assert len(fleet.done) == count and not ending.letters and not ending.left
+    assert ending.verdict.redelivered >= 2 * kills, "no worker ever held more than one"
+    assert set(ending.verdict.twice) <= {event["id"] for event in fleet.having("started", redelivered=True)}
 
 
 def attempts(fleet: Fleet, task_id: str) -> list[int]:

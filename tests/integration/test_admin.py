@@ -23,10 +23,14 @@ import admin
 from tareas.lab.node import Node
 from tareas.lab.programs import Programs
 from tareas.rabbit import addresses, inside, letterbox, letters, queues
+from tareas.rabbit.connect import connect
 from tareas.task import encode
+from tests.integration.test_contract import declare
+from tests.support import raw_connection
 
 ROOT = Path(__file__).resolve().parents[2]
 DEADLINE = 90.0  # seconds, for a busy machine
+FRAME = 131_072  # bytes of the longest frame that RabbitMQ agrees to
 
 
 class Place:
@@ -35,16 +39,17 @@ class Place:
     def __init__(self, url: str, queue: str) -> None:
         inside.read_any_headers()
         self.url, self.queue = url, queue
-        self.connection = pika.BlockingConnection(addresses.parameters(addresses.parse(url)[0], "test"))
+        self.connection = raw_connection(addresses.parameters(addresses.parse(url)[0], "test"))
         self.channel = self.connection.channel()
-        queues.declare(self.connection, self.channel, queue)
+        declare(self.channel, queue)
         self.channel.confirm_delivery()
 
     def bury(self, *ids: str, **properties: Any) -> None:
         """Dead-letter tasks of these ids, as a worker does."""
         for name in ids:
             about = pika.BasicProperties(message_id=name, content_type="application/json", **properties)
-            letters.publish(self.channel, self.queue, encode({"id": name}), about, f"{name} went wrong", 5, "w-1")
+            copy = letters.copy_of(about, f"{name} went wrong", 5, "w-1", FRAME)
+            self.channel.basic_publish("", queues.dead(self.queue), encode({"id": name}), copy, mandatory=True)
 
     def publish(self, body: bytes, dead: bool = False, **properties: Any) -> None:
         key = queues.dead(self.queue) if dead else self.queue
@@ -131,9 +136,9 @@ def test_more_letters_than_one_consumer_may_hold_are_all_seen_and_keep_their_ord
     monkeypatch.setattr(letterbox, "HELD", 2)
     place.bury(*IDS)
     for _ in range(3):
-        channel = place.connection.channel()
-        assert [each.id for each in letterbox.look(channel, place.queue)] == IDS
-        letterbox.give_back(channel, place.queue, len(IDS))
+        with connect(addresses.parse(place.url), "test") as connection:
+            assert [each.id for each in letterbox.look(connection, place.queue)] == IDS
+            letterbox.give_back(connection, place.queue, len(IDS))
 
 
 def test_the_list_says_why_when_who_and_how_often(place: Place) -> None:
@@ -205,8 +210,9 @@ def test_a_missing_id_is_said_and_the_others_are_replayed(place: Place) -> None:
 
 def test_a_replay_killed_between_confirm_and_ack_is_done_twice_and_not_lost(place: Place) -> None:
     place.bury("a", "b")
-    dying = ("import os, sys, admin, pika.adapters.blocking_connection as b\n"
-             "b.BlockingChannel.basic_ack = lambda *a, **k: os.kill(os.getpid(), 9)\n"
+    dying = ("import os, sys, admin\n"
+             "from tareas.rabbit.connection import Connection\n"
+             "Connection.basic_ack = lambda *a, **k: os.kill(os.getpid(), 9)\n"
              "admin.main(sys.argv[1:])")
     argv = [sys.executable, "-c", dying, *place.call("replay", "--all")[2:]]
     died = subprocess.run(argv, cwd=ROOT, timeout=DEADLINE, capture_output=True, text=True)

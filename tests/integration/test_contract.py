@@ -18,7 +18,8 @@ import pika
 import pytest
 
 from tareas.lab.node import Node
-from tests.support import DEADLINE, OPEN, ROOT, Command, Run
+from tests.faults.cuts import CLIENT, RABBITMQ, CuttingProxy
+from tests.support import DEADLINE, OPEN, ROOT, Command, Run, raw_connection
 
 DEFAULT = "tareas_distribuidas"
 PROPERTIES = pika.BasicProperties(delivery_mode=2, content_type="application/json")
@@ -103,6 +104,7 @@ def told(command: Command, *leave_out: str) -> list[str]:
 
 # -- ten lines of pika, as anybody writes them
 
+AS_ANYBODY = {"PYTHONWARNINGS": None}  # pika 1.5 warns of BlockingConnection
 PUBLISHER = """
 import json, sys, pika
 url, queue = sys.argv[1:]
@@ -130,7 +132,7 @@ for method, properties, body in channel.consume(queue):
 def test_ten_lines_of_pika_publish_to_our_worker(url: str, queue: str, run: Run) -> None:
     worker = run("worker.py", "w", "--json", "--queue", queue)
     worker.wait_event("connected")
-    assert run("-c", PUBLISHER, url, queue).wait() == 0
+    assert run("-c", PUBLISHER, url, queue, env=AS_ANYBODY).wait() == 0
     worker.wait_event("done", count=3)
     facts = {"attempt": 1, "redelivered": False}
     assert [event["id"] for event in worker.event_list("started", **facts)] == ["raw-0", "raw-1", "raw-2"]
@@ -139,7 +141,7 @@ def test_ten_lines_of_pika_publish_to_our_worker(url: str, queue: str, run: Run)
 
 def test_ten_lines_of_pika_consume_from_our_producer(url: str, queue: str, run: Run) -> None:
     """They declare the queue first, so its durability and arguments are what the contract says, or we are refused."""
-    consumer = run("-c", CONSUMER, url, queue, json.dumps(work_arguments(queue)))
+    consumer = run("-c", CONSUMER, url, queue, json.dumps(work_arguments(queue)), env=AS_ANYBODY)
     consumer.wait_for("consuming")
     before = int(time.time())
     lines = '{"id": "a", "complexity": 0.5}\n  {"id":"ñ","x":[1,null],"complexity":0}  \n'
@@ -194,7 +196,7 @@ def test_what_rabbitmq_knows_of_us(killable: Node, run: Run) -> None:
 def test_the_producer_says_confirmed_of_what_is_in_the_queue_and_of_nothing_else(killable: Node, run: Run) -> None:
     """A queue that takes three (RabbitMQ lets some more in before it refuses), and ten tasks: the rest is not claimed,
     and published once there is room."""
-    with pika.BlockingConnection(pika.URLParameters(killable.url)) as connection:
+    with raw_connection(killable.url) as connection:
         channel = connection.channel()
         declare(channel, "full")
         killable.ctl("set_policy", "only-three", "^full$", json.dumps({"max-length": 3}), "--apply-to", "queues")
@@ -343,6 +345,25 @@ def test_drain_ends_with_the_queue_and_its_status_says_whether_a_task_died(chann
     assert [len(worker.event_list("done")) for worker in (empty, fine, deadly)] == [0, 20, 20]
     assert ids(take(channel, f"{queue}.dead", 1)) == ["x"]
     assert drained(*good).wait() == 0  # of others' dead letters it says nothing
+
+
+@pytest.mark.parametrize("options", [(), ("--prefetch", 50)], ids=["one-at-hand", "several-at-hand"])
+def test_nobody_asks_rabbitmq_once_a_task(
+    url: str, channel: Any, queue: str, run: Run, options: tuple[object, ...]
+) -> None:
+    """A drain looks at its queue when none comes, not at each task: that would cost a round trip more for each."""
+    count = 500
+    declare(channel, queue)
+    publish(channel, queue, *({"id": f"t-{n}", "complexity": 0} for n in range(count)))
+    with CuttingProxy(url) as proxy:
+        worker = run("worker.py", "--drain", "--json", "--queue", queue, *options, env={"AMQP_URL": proxy.url})
+        assert worker.wait() == 0
+        assert len(worker.event_list("done")) == count
+        asked, heard = proxy.said(CLIENT), proxy.said(RABBITMQ)
+    assert len(proxy.frames) == 1 and heard["Basic.Deliver"] == count  # so the proxy has seen all
+    assert 1 <= asked.pop("Basic.Ack") <= count
+    assert 2 <= asked["Queue.Declare"] + asked["Basic.Get"] <= 20, asked
+    assert asked.total() <= 40, asked  # whatever else it may ask
 
 
 HANDLERS = """

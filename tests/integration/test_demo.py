@@ -28,7 +28,7 @@ from tareas.story.stage import Actor, Missed, Stage
 from tareas.story.timeline import KILLED, bars
 from tareas.task import sample
 from tests import node_keeper
-from tests.support import OPEN, ROOT, Command, Run
+from tests.support import OPEN, ROOT, Command, Run, raw_connection
 
 LONG = 240.0  # seconds: 30 on a quiet machine
 MARK = "TAREAS_TEST_DEMO"  # in the environment of the demo, and so of whatever it starts
@@ -186,7 +186,7 @@ def assert_no_queue(url: str, run: Demo) -> None:
     said = re.search(r"The queue is (tareas_distribuidas\.demo-[0-9a-f]+) at", " ".join(run.out))
     assert said, run.command.report()
     for name in (said[1], queues.dead(said[1])):
-        with contextlib.closing(pika.BlockingConnection(pika.URLParameters(url))) as connection:
+        with contextlib.closing(raw_connection(url)) as connection:
             with pytest.raises(pika.exceptions.ChannelClosedByBroker) as error:
                 connection.channel().queue_declare(name, passive=True)
             assert error.value.reply_code == 404

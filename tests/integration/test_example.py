@@ -13,7 +13,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import pika
 import pytest
 from PIL import Image, ImageDraw
 
@@ -23,7 +22,7 @@ from tareas.task import decode
 from tareas.tell.audit import audit
 from tareas.tell.logs import read
 from tests.readme import blocks
-from tests.support import DEADLINE, ROOT, Command, Run
+from tests.support import DEADLINE, ROOT, Command, Run, raw_connection
 
 PAGE = ROOT / "examples" / "README.md"
 HANDLER = "examples.thumbnails:thumbnail"
@@ -148,7 +147,7 @@ def test_every_picture_gets_its_thumbnail_though_a_worker_is_killed(
     assert (verdict.confirmed, verdict.done, verdict.dead) == (tasks, len(PICTURES), len(NO_PICTURES))
 
     reasons = {}
-    with contextlib.closing(pika.BlockingConnection(pika.URLParameters(url))) as connection:
+    with contextlib.closing(raw_connection(url)) as connection:
         channel = connection.channel()
         assert channel.queue_declare(queue, passive=True).method.message_count == 0
         for _ in NO_PICTURES:

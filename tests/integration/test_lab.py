@@ -21,7 +21,7 @@ from tareas.lab.ports import Claim, free, greet
 from tareas.lab.programs import Programs, find_programs
 from tests.faults.harness import SETTLED
 from tests.integration.test_contract import until
-from tests.support import DEADLINE, ROOT, Run
+from tests.support import DEADLINE, ROOT, Run, raw_connection
 
 QUORUM = {"x-queue-type": "quorum"}
 PERSISTENT = pika.BasicProperties(delivery_mode=2)
@@ -29,7 +29,7 @@ PERSISTENT = pika.BasicProperties(delivery_mode=2)
 
 @contextlib.contextmanager
 def channel(url: str) -> Iterator[pika.adapters.blocking_connection.BlockingChannel]:
-    with contextlib.closing(pika.BlockingConnection(pika.URLParameters(url))) as connection:
+    with contextlib.closing(raw_connection(url)) as connection:
         opened = connection.channel()
         opened.confirm_delivery()
         yield opened

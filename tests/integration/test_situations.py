@@ -15,12 +15,11 @@ import pika
 import pytest
 
 from tareas.lab.programs import Programs
-from tareas.rabbit import queues
 from tests import node_keeper
 from tests.faults.proxy import Proxy
-from tests.integration.test_contract import consumers, ready, until
+from tests.integration.test_contract import consumers, declare, ready, until
 from tests.node_keeper import SECRET
-from tests.support import OPEN, Command, Run
+from tests.support import OPEN, Command, Run, raw_connection
 
 NOT_IT = "s3cr3t-Pa66"  # near enough that a message with either would hold "s3cr3t"
 COMMANDS = {
@@ -175,21 +174,21 @@ ANSWERS = {
     ),
     "a classic queue": Situation(
         ("producer", "worker"), ["--queue", "classic"], {}, 1,
-        ["queue 'classic' exists with other arguments (x-dead-letter-exchange differs)",
+        ["queue 'classic' exists with other arguments (PRECONDITION_FAILED - inequivalent arg 'x-dead-letter-exchange'",
          "use --queue NAME, or empty the old queue and delete it"],
     ),
     "a classic dead-letter queue": Situation(
         ("producer", "worker"), ["--queue", "half"], {}, 1,
-        ["queue 'half.dead' exists with other arguments (x-", " differs)",
+        ["queue 'half.dead' exists with other arguments (PRECONDITION_FAILED - inequivalent arg 'x-",
          "use --queue NAME, or empty the old queue and delete it"],
     ),
     "someone's own queue": Situation(
         ("producer", "worker"), ["--queue", "exclusive"], {}, 1,
-        ["queue 'exclusive' belongs to another connection (exclusive)", "use --queue NAME"],
+        ["queue 'exclusive': RESOURCE_LOCKED - ", "(it belongs to another connection: use --queue NAME)"],
     ),
     "no permission to declare": Situation(
         ("producer", "worker"), ["--queue", "new", "--url", f"amqp://reader:{SECRET}@{{at}}"], {}, 1,
-        ["no permission to declare queue 'new.dead'", "(give the user configure, write and read on it)"],
+        ["RabbitMQ at {at} does not permit user 'reader' to declare queue 'new.dead': ACCESS_REFUSED - ", SET],
     ),
     "no permission to publish": Situation(
         ["producer"], ["--queue", "full", "--url", f"amqp://reader:{SECRET}@{{at}}"], {}, 1,
@@ -242,12 +241,12 @@ def answering(programs: Programs) -> Iterator[str]:
     one in the other.
     """
     shared = pika.URLParameters(f"{node_keeper.shared(programs)}?heartbeat=0")  # nobody serves it while the tests run
-    with contextlib.closing(pika.BlockingConnection(shared)) as connection:
+    with contextlib.closing(raw_connection(shared)) as connection:
         channel = connection.channel()
         for name in ("classic", "half.dead"):
             channel.queue_declare(name, durable=True)
         channel.queue_declare("exclusive", durable=True, exclusive=True)
-        queues.declare(connection, channel, "full")
+        declare(channel, "full")
         channel.confirm_delivery()
         for name in ("full", "full.dead"):
             channel.basic_publish("", name, b"no task", pika.BasicProperties(delivery_mode=2), mandatory=True)
@@ -271,7 +270,7 @@ LINE = '{{"id": "task-{}", "complexity": 0}}\n'
 def test_a_bad_line_17_of_a_file_publishes_nothing(
     how: str, channel: Any, queue: str, run: Run, tmp_path: Path
 ) -> None:
-    queues.declare(channel.connection, channel, queue)
+    declare(channel, queue)
     lines = [LINE.format(number) for number in range(1, 41)]
     lines[16] = '{"id": "task-17", "complexity": seventeen}\n'
     tasks = tmp_path / "tasks.jsonl"
@@ -295,7 +294,7 @@ os.execv(sys.executable, [sys.executable, "producer.py", "-", *sys.argv[2:]])
 
 
 def test_a_bad_line_17_of_a_pipe_comes_after_16_confirmed_tasks(channel: Any, queue: str, run: Run) -> None:
-    queues.declare(channel.connection, channel, queue)
+    declare(channel, queue)
     producer = run("producer.py", "-", "--json", "--queue", queue, stdin=OPEN)
     producer.send("".join(LINE.format(number) for number in range(1, 17)) + "seventeen\n" + LINE.format(18))
     assert producer.wait() == 2, producer.report()  # with the pipe still open

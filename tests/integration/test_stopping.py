@@ -16,7 +16,7 @@ import pytest
 from tareas.lab.node import Node
 from tests.conftest import NOBODY
 from tests.integration.test_contract import consumers, declare, ids, publish, ready, take, until
-from tests.support import DEADLINE, OPEN, ROOT, Command, Run
+from tests.support import DEADLINE, OPEN, ROOT, Command, Run, raw_connection
 
 REPEAT = 1.0  # seconds in which a second signal counts as the first
 PTY, PIPE = "Ctrl+C on a terminal", "SIGTERM through pipes"
@@ -340,7 +340,7 @@ def test_a_file_whose_producer_was_stopped_is_gone_on_with_as_it_says(
 def test_who_waits_for_a_rabbitmq_that_takes_nothing(killable: Node, run: Run, tmp_path: Path) -> None:
     """An alarm holds up the confirms: of three tasks, and of a dead letter. The first signal waits for them, the second
     doesn't; what is not confirmed is not claimed, and what is not acknowledged goes back."""
-    with pika.BlockingConnection(pika.URLParameters(killable.url)) as connection:
+    with raw_connection(killable.url) as connection:
         channel = connection.channel()
         declare(channel, "bad")
         publish(channel, "bad", b"no task")
@@ -351,14 +351,17 @@ def test_who_waits_for_a_rabbitmq_that_takes_nothing(killable: Node, run: Run, t
             worker = Stopped(run, PIPE, "worker.py", "w", "--queue", "bad")
             for each in (patient, *impatient, worker):
                 each.says("blocked +RabbitMQ takes nothing for now: low on memory")
+            for each in (*impatient, worker):
                 each.stop()
-            for producer in (patient, *impatient):
-                producer.says("waiting for 3 confirms; once more stops at once")
+            for producer in impatient:
+                producer.says("waiting for 3 confirms, 10 s at most; once more stops at once")
             for each in (*impatient, worker):
                 each.stop_again()
             for producer in impatient:
                 producer.ends(KILLED_BY[producer.how], "0 of 3 confirmed")
             worker.ends(KILLED_BY[PIPE], "0 done, 0 failed, 0 dead-lettered")
+            patient.stop()  # last: its wait is bounded
+            patient.says("waiting for 3 confirms, 10 s at most; once more stops at once")
             assert patient.command.running
         finally:
             killable.ctl("set_vm_memory_high_watermark", "0.6")

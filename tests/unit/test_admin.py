@@ -1,14 +1,13 @@
-"""Dead letters and admin.py's words, on a channel that is a list."""
+"""Dead letters and admin.py's words, on a fake of the connection."""
 
 from __future__ import annotations
 
-import contextlib
 import http.server
 import json
 import re
+import struct
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from types import SimpleNamespace
 from typing import Any
@@ -16,17 +15,19 @@ from typing import Any
 import pika
 import pytest
 from hypothesis import given, strategies as st
-from pika.exceptions import NackError, UnroutableError
 
 import admin
 from tareas import cli
-from tareas.errors import InvalidTask, Trouble
-from tareas.rabbit import addresses, inside, letterbox, letters, management, queues
+from tareas.errors import Denied, InvalidTask, Lost, Nacked, Refused, Trouble, Unroutable
+from tareas.rabbit import addresses, inside, letterbox, letters, management
 from tareas.rabbit.letters import LATEST, read
 from tareas.task import MAX_BYTES, decode, encode
 from tareas.tell import figures, logs
 from tareas.tell.letters import in_json, in_words
+from tareas.text import printable
+from tests.unit.fakes import Connection, Delivery, Journal, arrived, hand_out
 
+FRAME_MAX = 131_072
 WHY = {"tareas-reason": "boom", "tareas-attempts": 5, "tareas-worker": "worker-1", "tareas-time": "1700000000.5"}
 
 
@@ -34,81 +35,37 @@ def letter(body: bytes = b'{"id":"a"}', headers: dict[Any, Any] | None = None, *
     return read(1, pika.BasicProperties(headers=headers, **properties), body)
 
 
-@dataclass
-class Channel:
-    """A dead-letter queue with these ids, and a log of what is done to it; it is its own second channel, too."""
-
-    ids: list[str]
-    refuse: type[Exception] | None = None  # what a publish raises
-    comes_back: bool = False  # a published task fails again at once
-    log: list[tuple[Any, ...]] = field(default_factory=list)
-    tag: int = 0
-    consumers: list[Any] = field(default_factory=list)
-    held: dict[int, str] = field(default_factory=dict)
-
-    @property
-    def connection(self) -> Any:
-        return SimpleNamespace(
-            close=lambda: self.log.append(("end",)),
-            channel=lambda: self,
-            process_data_events=self.process_data_events,
-            sleep=lambda seconds: None,
-        )
-
-    def close(self) -> None:
-        self.log.append(("close",))
-        self.ids[:0] = self.held.values()
-        self.held.clear()
-
-    def basic_qos(self, prefetch_count: int) -> None:
-        self.window = prefetch_count
-
-    def basic_consume(self, queue: str, callback: Any, consumer_tag: str) -> None:
-        assert queue == "q.dead"
-        self.consumers.append([callback, 0])
-
-    def process_data_events(self, time_limit: float) -> None:
-        """Deliver one message, if there is one and a consumer may have it."""
-        for consumer in self.consumers:
-            if self.ids and consumer[1] < self.window:
-                consumer[1] += 1
-                self.tag += 1
-                self.held[self.tag] = self.ids[0]
-                properties = pika.BasicProperties(headers=dict(WHY))
-                consumer[0](self, SimpleNamespace(delivery_tag=self.tag), properties, encode({"id": self.ids.pop(0)}))
-                return
-
-    def basic_publish(self, exchange: str, key: str, body: bytes, properties: Any, mandatory: bool) -> None:
-        assert (exchange, key, mandatory, properties.delivery_mode) == ("", "q", True, 2)
-        if self.refuse:
-            raise self.refuse([])
-        self.log.append(("publish", json.loads(body)["id"]))
-        if self.comes_back:
-            self.ids.append(json.loads(body)["id"])
-
-    def basic_ack(self, tag: int) -> None:
-        self.log.append(("ack", tag))
-        del self.held[tag]
-
-    def queue_declare(self, queue: str, passive: bool) -> Any:
-        assert passive
-        return SimpleNamespace(method=SimpleNamespace(message_count=len(self.ids), consumer_count=2))
-
-    def confirm_delivery(self) -> None:
-        self.log.append(("confirms",))
+def dead(*ids: str, consumers: int = 0, **options: Any) -> Connection:
+    """A dead-letter queue with these."""
+    made = Connection(*(Delivery(encode({"id": name}), headers=dict(WHY)) for name in ids), **options)
+    made.consumers = consumers
+    return made
 
 
-GIVEN_BACK = ("close",)  # a channel that closes gives back what it holds
+def log(connection: Connection) -> list[str]:
+    """What was done with the letters."""
+    return [word for word in connection.journal.words if not word.startswith(("prefetch", "consume"))]
+
+
+def ids(connection: Connection) -> list[str]:
+    """Those that are in the queue."""
+    return [json.loads(each.body)["id"] for each in connection.ready]
+
+
+def replayed(connection: Connection) -> list[str]:
+    assert all((each.routing_key, each.properties.delivery_mode) == ("q", 2) for each in connection.letters)
+    return [json.loads(each.body)["id"] for each in connection.letters]
+
+
+REPLAYED = ["sent to q", "stored", "ack"]
 
 
 @pytest.fixture
 def on(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Let admin.py talk to this fake channel, and return the exit status and its log."""
+    """Let admin.py have this connection, and return the exit status."""
 
-    def run(channel: Channel, *argv: str) -> int:
-        monkeypatch.setattr(admin, "connect", lambda nodes, name: (channel.connection, nodes[0]))
-        for module in (letterbox, queues):
-            monkeypatch.setattr(module, "deadline", lambda connection: contextlib.nullcontext())
+    def run(connection: Connection, *argv: str) -> int:
+        hand_out(monkeypatch, "admin", Journal(monkeypatch), connection)
         return cli.run(admin.main, [*argv, "--queue", "q"])
 
     return run
@@ -157,7 +114,7 @@ DEATHS = st.fixed_dictionaries({}, optional={"x-death": st.lists(st.fixed_dictio
     {}, optional={"reason": HEADER, "queue": HEADER, "time": HEADER, "original-expiration": HEADER}))})
 
 
-def arrived(name: str | bytes) -> Any:
+def named(name: str | bytes) -> Any:
     """A message_id as pika reads it from the wire, where a short string has at most 255 bytes."""
     encoded = (name.encode() if isinstance(name, str) else name)[:255]
     decoded, _ = pika.data.decode_short_string(bytes([len(encoded)]) + encoded, 0)
@@ -168,13 +125,13 @@ def arrived(name: str | bytes) -> Any:
     st.binary() | st.text().map(str.encode), st.dictionaries(NAMES, HEADER, max_size=5), DEATHS, st.text() | st.binary()
 )
 def test_nothing_hostile_raises_or_reaches_a_terminal(body: bytes, headers: Any, deaths: Any, message_id: Any) -> None:
-    found = letter(body, {**headers, **deaths}, message_id=arrived(message_id))
+    found = letter(body, {**headers, **deaths}, message_id=named(message_id))
     assert all(line.isprintable() for line in in_words(found).split("\n"))
     assert len(in_words(found).split("\n")) <= 3
     line = in_json(found)
     assert line.isascii() and line.isprintable()
     json.loads(line)
-    properties, without = letters.revived(found.properties)
+    properties, without = letters.revived(found.properties, FRAME_MAX)
     properties.encode()
     assert all(text.isprintable() for text in without)
 
@@ -235,8 +192,10 @@ def test_a_replay_keeps_the_publishers_properties_and_drops_the_marks_of_death()
              "x-acquired-count": 4, "CC": ["elsewhere"], "tareas-cc": ["elsewhere"]}
     properties, without = letters.revived(
         pika.BasicProperties(headers={**theirs, **marks}, message_id="a", timestamp=5, priority=1, type="t", app_id="p",
-                             content_type="application/json", correlation_id="c", reply_to="r", delivery_mode=1)
+                             content_type="application/json", correlation_id="c", reply_to="r", delivery_mode=1),
+        FRAME_MAX,
     )
+    properties = arrived(properties)
     assert properties.headers == theirs
     assert (properties.message_id, properties.timestamp, properties.priority, properties.type) == ("a", 5, 1, "t")
     assert (properties.app_id, properties.correlation_id, properties.reply_to) == ("p", "c", "r")
@@ -252,47 +211,92 @@ def test_a_replay_keeps_the_publishers_properties_and_drops_the_marks_of_death()
         ({"x-death": [{"original-expiration": "7"}]}, {}, "its expiration of 7 ms"),
         ({"tareas-user-id": "ana"}, {}, "its user_id ana"),
         ({}, {"user_id": "ana"}, "its user_id ana"),
-        ({"odd": object()}, {}, "its headers, which cannot be copied"),
-        ({"long": "x" * 130_000}, {}, "its headers, which cannot be copied"),
+        ({"long": "x" * FRAME_MAX}, {}, "its headers, which cannot be copied"),
         (inside.UnreadableHeaders(), {}, "its headers, which cannot be copied"),
     ],
 )
 def test_what_a_replay_leaves_out_is_said(headers: Any, properties: Any, left_out: str) -> None:
-    result, without = letters.revived(pika.BasicProperties(headers=headers, **properties))
+    result, without = letters.revived(pika.BasicProperties(headers=headers, **properties), FRAME_MAX)
     assert without == [left_out]
-    assert (result.expiration, result.user_id, result.headers) == (None, None, None)
+    result = arrived(result)
+    assert (result.expiration, result.user_id, result.headers or None) == (None, None, None)
 
 
 # Taking and settling
 
 
 def test_looking_takes_no_more_than_the_limit_and_gives_all_back(on: Any, capsys: Any) -> None:
-    channel = Channel(["a", "b", "c"])
-    assert on(channel, "dead", "--limit", "2") == 0
-    assert channel.log == [GIVEN_BACK, ("close",), ("end",)]
-    assert (channel.tag, channel.ids) == (3, ["a", "b", "c"])  # all were taken: who gives back some changes the order
+    connection = dead("a", "b", "c")
+    assert on(connection, "dead", "--limit", "2") == 0
+    assert log(connection) == ["renew", "close"]
+    assert (connection.delivered, ids(connection)) == (3, ["a", "b", "c"])  # who gives back some changes the order
     out = capsys.readouterr().out
     assert re.findall(r"^(\w)  dead", out, re.M) == ["a", "b"]
     assert "1 more: --limit N shows them" in out
 
 
-def test_an_empty_dead_letter_queue_is_said(on: Any, capsys: Any) -> None:
-    assert on(Channel([]), "dead") == 0
-    assert capsys.readouterr().out == "no dead letters\n"
-    assert on(Channel([]), "dead", "--json") == 0
-    assert capsys.readouterr().out == ""
+def test_a_look_at_more_letters_than_one_consumer_may_hold(on: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(letterbox, "HELD", 2)
+    connection = dead(*"abcde")
+    assert on(connection, "dead") == 0
+    assert (connection.delivered, ids(connection)) == (5, [*"abcde"])
+    assert sum(word.startswith("consume") for word in connection.journal.words) == 3
+
+
+@pytest.mark.parametrize(
+    ("consumers", "said"), [(0, "no dead letters\n"), (1, "no dead letters but those that another command holds")]
+)
+def test_an_empty_dead_letter_queue_is_said(consumers: int, said: str, on: Any, capsys: Any) -> None:
+    assert on(dead(consumers=consumers), "dead") == 0
+    assert capsys.readouterr().out.startswith(said)
+    assert on(dead(consumers=consumers), "dead", "--json") == 0
+    shown = capsys.readouterr()
+    assert shown.out == "" and shown.err.startswith(said)
 
 
 def test_a_replay_publishes_before_it_acknowledges_each(on: Any, capsys: Any) -> None:
-    channel = Channel(["a", "b"])
-    assert on(channel, "replay", "--all") == 0
-    settled = [("publish", "a"), ("ack", 1), ("publish", "b"), ("ack", 2)]
-    assert channel.log == [("confirms",), *settled, ("end",)]
+    connection = dead("a", "b")
+    assert on(connection, "replay", "--all") == 0
+    assert log(connection) == ["confirm mode", *REPLAYED, *REPLAYED, "close"]
+    assert (replayed(connection), connection.settled) == (["a", "b"], [1, 2])
     assert capsys.readouterr().out.split("\n") == ["a  replayed", "b  replayed", "2 replayed", ""]
 
 
+def test_a_replay_is_told_before_its_letter_is_gone(on: Any, capsys: Any, monkeypatch: Any) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(Connection, "basic_ack", lambda *_: told.append(capsys.readouterr().out))
+    assert on(dead("a", "b"), "replay", "--all") == 0
+    assert told == ["a  replayed\n", "b  replayed\n"]
+
+
+@pytest.mark.parametrize(
+    ("end", "status", "said"),
+    [(KeyboardInterrupt(), 130, "interrupted; 1 are replayed"), (Lost("the cable"), 1, "the cable; 1 are replayed")],
+)
+def test_a_replay_that_ends_before_the_confirm_says_what_may_still_happen(
+    end: BaseException, status: int, said: str, on: Any, capsys: Any
+) -> None:
+    def ends(connection: Connection) -> None:
+        raise end
+
+    connection = dead("a", "b", troubles=[None, ends])
+    assert on(connection, "replay", "--all") == status
+    assert connection.settled == [1]
+    assert f"{said}, and 'b' is on its way: RabbitMQ may still replay it" in capsys.readouterr().err
+
+
+def test_an_alarm_that_holds_a_replay_up_is_said(on: Any, capsys: Any) -> None:
+    def alarm(connection: Connection) -> None:
+        connection.block()
+        connection.unblock()
+
+    assert on(dead("a", troubles=[alarm]), "replay", "--all") == 0
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 2 and "low on disk" in said[0]
+
+
 def test_a_replay_in_json_is_an_event_a_letter_for_the_audit(on: Any, capsys: Any, tmp_path: Any) -> None:
-    assert on(Channel(["a", "b"]), "replay", "--all", "--json") == 0
+    assert on(dead("a", "b"), "replay", "--all", "--json") == 0
     (tmp_path / "log").write_text(capsys.readouterr().out)
     first, second = logs.read([tmp_path / "log"])
     assert first.pop("time") and first.pop("log") and first == {
@@ -302,50 +306,115 @@ def test_a_replay_in_json_is_an_event_a_letter_for_the_audit(on: Any, capsys: An
 
 
 def test_a_replay_by_name_takes_every_letter_of_that_name_and_no_other(on: Any) -> None:
-    channel = Channel(["a", "b", "a"])
-    assert on(channel, "replay", "a") == 0
-    settled = [("publish", "a"), ("ack", 1), ("publish", "a"), ("ack", 3)]
-    assert channel.log == [("confirms",), *settled, GIVEN_BACK, ("close",), ("end",)]
-    assert channel.ids == ["b"]
+    connection = dead("a", "b", "a")
+    assert on(connection, "replay", "a") == 0
+    assert log(connection) == ["confirm mode", *REPLAYED, *REPLAYED, "renew", "close"]
+    assert (replayed(connection), connection.settled, ids(connection)) == (["a", "a"], [1, 3], ["b"])
 
 
 def test_a_replay_ends_though_what_it_replays_comes_back(on: Any) -> None:
-    channel = Channel(["a", "b"], comes_back=True)
-    assert on(channel, "replay", "--all") == 0
-    assert [entry for entry in channel.log if entry[0] == "publish"] == [("publish", "a"), ("publish", "b")]
-    assert channel.ids == ["a", "b"]
+    def comes_back(connection: Connection) -> None:
+        connection.ready.append(Delivery(connection.letters[-1].body, headers=dict(WHY)))
+
+    connection = dead("a", "b", troubles=[comes_back, comes_back])
+    assert on(connection, "replay", "--all") == 0
+    assert replayed(connection) == ["a", "b"] and connection.settled == [1, 2]
 
 
 @pytest.mark.parametrize(
-    ("refuse", "said"), [(NackError, "queue 'q' is full: 'a' and"), (UnroutableError, "no queue 'q'")]
-)
-def test_a_refused_replay_leaves_the_letter_and_says_so(on: Any, capsys: Any, refuse: Any, said: str) -> None:
-    channel = Channel(["a", "b"], refuse=refuse)
-    assert on(channel, "replay", "--all") == 1
-    assert channel.log == [("confirms",), ("end",)]
+    ("refusal", "said"),
+    [
+        (Nacked("full"), "queue 'q' is full: 'a' and"), (Unroutable("none"), "no queue 'q'"),
+        (Refused("RabbitMQ: too large", 406, True), "RabbitMQ: too large: 'a' and those after it stay dead letters"),
+    ],
+)  # fmt: skip
+def test_a_refused_replay_leaves_the_letter_and_says_so(on: Any, capsys: Any, refusal: Exception, said: str) -> None:
+    connection = dead("a", "b", troubles=[refusal])
+    assert on(connection, "replay", "--all") == 1
+    assert log(connection) == ["confirm mode", "sent to q", "close"] and connection.settled == []
     shown = capsys.readouterr()
     assert said in shown.err and shown.err.count("\n") == 1 and shown.out == ""
 
 
 def test_a_missing_name_is_said_after_the_others_are_replayed(on: Any, capsys: Any) -> None:
-    channel = Channel(["a", "b"])
-    assert on(channel, "replay", "b", "zz", "\x1b[2J") == 1
-    assert ("publish", "b") in channel.log and ("publish", "a") not in channel.log and GIVEN_BACK in channel.log
+    connection = dead("a", "b")
+    assert on(connection, "replay", "b", "zz", "\x1b[2J") == 1
+    assert (replayed(connection), connection.settled, ids(connection)) == (["b"], [2], ["a"])
     assert "no dead letter 'zz', '\\x1b[2J' in queue 'q'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("as_json", [True, False])
-def test_a_discard_shows_each_letter_before_it_is_gone(on: Any, capsys: Any, as_json: bool) -> None:
+def test_a_discard_shows_each_letter_before_it_is_gone(on: Any, capsys: Any, monkeypatch: Any, as_json: bool) -> None:
     shown_at_ack = []
-
-    class Watched(Channel):
-        def basic_ack(self, tag: int) -> None:
-            shown_at_ack.append(capsys.readouterr().out)
-
-    assert on(Watched(["a", "b"]), "discard", "--all", "--yes", *["--json"] * as_json) == 0
+    monkeypatch.setattr(Connection, "basic_ack", lambda *_: shown_at_ack.append(capsys.readouterr().out))
+    assert on(dead("a", "b"), "discard", "--all", "--yes", *["--json"] * as_json) == 0
     assert len(shown_at_ack) == 2
     for name, text in zip("ab", shown_at_ack, strict=True):
         assert "boom" in text and (f'"id":"{name}"' if as_json else f"discarded {name}") in text
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (Refused("RabbitMQ closed the channel: no queue", 404), "there is no queue 'q', or none for its dead letters"),
+        (Refused("RabbitMQ closed the channel: something", 406), "RabbitMQ closed the channel: something"),
+        (Lost("the cable"), "the cable"), (Denied("refuses the login"), "refuses the login"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("argv", [["status"], ["dead"], ["replay", "--all"], ["discard", "--all", "--yes"]])
+def test_a_queue_that_cannot_be_looked_at_is_one_line(
+    argv: list[str], error: Exception, said: str, on: Any, capsys: Any
+) -> None:
+    assert on(dead(refusal=error), *argv) == 1
+    shown = capsys.readouterr()
+    assert said in shown.err and shown.err.count("\n") == 1 and shown.out == ""
+
+
+# What a worker writes
+
+
+@given(st.dictionaries(NAMES, HEADER, max_size=5), st.text(max_size=2000), st.integers(1, 60_000),
+       st.sampled_from([4096, FRAME_MAX]))
+def test_a_dead_letter_fits_into_a_frame_and_always_has_its_reason(
+    headers: Any, reason: str, more: int, frame_max: int
+) -> None:
+    properties = pika.BasicProperties(headers={**headers, "long": "x" * more}, message_id="a", expiration="5")
+    copy = letters.copy_of(properties, reason, 3, "w", frame_max)
+    assert sum(map(len, copy.encode())) + letters.AROUND <= frame_max
+    assert copy.headers["tareas-reason"] == printable(reason)[: len(copy.headers["tareas-reason"])]
+    assert bool(copy.headers["tareas-reason"]) == bool(reason)
+    assert (copy.headers["tareas-attempts"], copy.delivery_mode, copy.expiration) == (3, 2, None)
+
+
+def test_headers_arrive_as_they_came_and_what_cannot_be_copied_is_said() -> None:
+    """Up to 1.4, pika reads and writes a float as a whole number."""
+    inside.read_any_headers()
+    table = b"\x01n" + b"I" + (7).to_bytes(4, "big") + b"\x01f" + b"d" + struct.pack(">d", 1.5)
+    headers, _ = pika.data.decode_table(len(table).to_bytes(4, "big") + table, 0)
+    copy = letters.copy_of(pika.BasicProperties(headers=headers), "boom", 1, "w", FRAME_MAX)
+    assert table in b"".join(copy.encode()) and "tareas-dropped" not in copy.headers
+    replayed, without = letters.revived(pika.BasicProperties(headers=headers), FRAME_MAX)
+    assert table in b"".join(replayed.encode()) and without == []
+    for odd in (inside.UnreadableHeaders(), {"odd": object()}):
+        copy = letters.copy_of(pika.BasicProperties(headers=odd), "boom", 1, "w", FRAME_MAX)
+        assert copy.headers["tareas-dropped"] == "headers of the publisher: they cannot be copied"
+
+
+def test_after_a_refusal_for_size_no_copy_as_large_is_tried() -> None:
+    connection: Any = SimpleNamespace(frame_max=FRAME_MAX, sent=[])
+
+    def publish(queue: str, body: bytes, properties: Any) -> None:
+        connection.sent.append(len(body))
+        if len(body) > 5:
+            raise Refused("larger than 5", 406, too_large=True)
+
+    connection.publish_and_confirm = publish
+    writer = letters.Writer("q", "w")
+    with pytest.raises(Refused):
+        writer.write(connection, pika.BasicProperties(), b"x" * 7, "boom", 1)
+    assert [writer.write(connection, pika.BasicProperties(), b"x" * size, "boom", 1) for size in (7, 8, 5)] == [
+        False, False, True]
+    assert connection.sent == [7, 5]
 
 
 # Wrong calls
@@ -367,21 +436,21 @@ def test_a_discard_shows_each_letter_before_it_is_gone(on: Any, capsys: Any, as_
     ],
 )
 def test_a_wrong_call_is_answered_with_one_line(on: Any, capsys: Any, argv: list[str], said: str) -> None:
-    channel = Channel(["a"])
-    assert on(channel, *argv) == 2
+    connection = dead("a")
+    assert on(connection, *argv) == 2
     shown = capsys.readouterr()
     assert said in shown.err and shown.err.count("\n") == 1 and shown.out == ""
-    assert not any(entry[0] in ("ack", "publish") for entry in channel.log)
+    assert not connection.settled and not connection.letters
 
 
 # Status
 
 
 def test_status_says_what_amqp_knows_and_what_it_does_not(on: Any, capsys: Any) -> None:
-    assert on(Channel(["a"]), "status") == 0
+    assert on(dead("a", consumers=2), "status") == 0
     shown = capsys.readouterr().out
     assert "q: 1 ready, 2 consumers, 1 dead\n" in shown and "AMQP does not show unacknowledged" in shown
-    assert on(Channel([]), "status", "--json") == 0
+    assert on(dead(consumers=2), "status", "--json") == 0
     facts = json.loads(capsys.readouterr().out)
     assert isinstance(facts.pop("time"), float)
     assert facts == {"queue": "q", "ready": 0, "unacknowledged": None, "consumers": 2, "dead": 0}
@@ -389,23 +458,21 @@ def test_status_says_what_amqp_knows_and_what_it_does_not(on: Any, capsys: Any) 
 
 @pytest.mark.parametrize(
     ("watch", "moment", "code"),
-    [(["--watch"], "sleep", 0), (["--watch"], "queue_declare", 0), ([], "queue_declare", 130)],
+    [(["--watch"], "process_data_events", 0), (["--watch"], "queue_declare", 0), ([], "queue_declare", 130)],
 )
-def test_ctrl_c_is_the_way_to_end_a_watch_at_any_moment(on: Any, watch: list[str], moment: str, code: int) -> None:
+def test_ctrl_c_is_the_way_to_end_a_watch_at_any_moment(
+    on: Any, monkeypatch: Any, watch: list[str], moment: str, code: int
+) -> None:
     def interrupt(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    class Interrupted(Channel):
-        @property
-        def connection(self) -> Any:
-            made = super().connection
-            made.sleep = interrupt
-            return made
+    monkeypatch.setattr(Connection, moment, interrupt)
+    assert on(dead(), "status", *watch) == code
 
-    channel = Interrupted([])
-    if moment == "queue_declare":
-        channel.queue_declare = interrupt  # type: ignore[method-assign]
-    assert on(channel, "status", *watch) == code
+
+def test_a_watch_notices_that_the_connection_is_lost(on: Any, capsys: Any) -> None:
+    assert on(dead(steps=Connection.lose), "status", "--watch", "5") == 1
+    assert "the cable" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -2,105 +2,86 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from tareas.errors import ConsumerGone
-from tareas.work import idle
+from tareas.work.idle import DRAIN_TICK, STARVED, Idle
+from tests.unit.fakes import Connection, Delivery, Journal
 
 
 class Bench:
-    """A connection whose timers run when the test says so, and a queue whose counts the test sets."""
+    """An idle worker, and a queue whose counts the test sets."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, drain: bool) -> None:
-        self.now = 0.0
-        self.ready = 0
-        self.consumers = 1
-        self.looks = 0
-        self.deliveries = 0
-        self.stop = False
-        self.ended = False
-        self.connection = self
-        self._timer: tuple[float, Callable[[], None]] | None = None
-        monkeypatch.setattr(idle, "time", SimpleNamespace(monotonic=lambda: self.now))
-        self.idle = idle.Idle(self, self, self.count, drain, lambda: self.stop, lambda: self.deliveries)
+    def __init__(self, journal: Journal, drain: bool) -> None:
+        self.journal, self.looks = journal, 0
+        self.queue = Connection()
+        self.idle = Idle("q", drain)
 
-    def call_later(self, seconds: float, call: Callable[[], None]) -> None:
-        assert self._timer is None or self._timer[0] <= self.now, "two timers at once"
-        self._timer = (self.now + seconds, call)
-
-    def count(self) -> Any:
+    def queue_declare(self, queue: str, *, passive: bool) -> Any:
+        assert queue == "q" and passive
         self.looks += 1
-        return SimpleNamespace(message_count=self.ready, consumer_count=self.consumers)
+        return SimpleNamespace(message_count=len(self.queue.ready), consumer_count=self.queue.consumers)
 
-    def stop_consuming(self) -> None:
-        self.ended = True
-
-    def run(self, seconds: float) -> None:
-        until = self.now + seconds
-        while self._timer and not self.ended and self._timer[0] <= until:
-            due, call = self._timer
-            self.now, self._timer = due, None
-            call()
-        self.now = until
+    def ended(self, seconds: float) -> bool:
+        """Whether the worker ends within so many seconds without a delivery."""
+        until = self.journal.now + seconds
+        while self.journal.now < until:
+            self.journal.now += self.idle.tick
+            if self.idle.drained(self):  # type: ignore[arg-type]
+                return True
+        return False
 
 
-def test_a_stop_that_was_asked_for_ends_the_consuming_within_a_tick(monkeypatch: pytest.MonkeyPatch) -> None:
-    bench = Bench(monkeypatch, drain=False)
-    bench.run(10)
-    assert not bench.ended and not bench.idle.stopped
-    bench.stop = True
-    bench.run(idle.TICK)
-    assert bench.ended and bench.idle.stopped
+@pytest.fixture
+def journal(monkeypatch: pytest.MonkeyPatch) -> Journal:
+    return Journal(monkeypatch)
 
 
-def test_a_drained_queue_is_looked_at_twice_before_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    bench = Bench(monkeypatch, drain=True)
-    bench.run(1)
-    assert bench.ended and bench.looks == 2
+def test_a_drained_queue_is_looked_at_twice_before_the_end(journal: Journal) -> None:
+    bench = Bench(journal, drain=True)
+    assert bench.ended(1) and bench.looks == 2
 
 
-def test_what_is_ready_or_was_just_delivered_keeps_a_drain_alive(monkeypatch: pytest.MonkeyPatch) -> None:
-    bench = Bench(monkeypatch, drain=True)
-    bench.ready = 1
-    bench.run(1)
-    assert not bench.ended
+def test_a_worker_that_is_not_to_drain_never_ends_and_looks_now_and_then(journal: Journal) -> None:
+    bench = Bench(journal, drain=False)
+    assert not bench.ended(60) and 20 < bench.looks <= 30
+
+
+def test_what_is_ready_or_was_just_delivered_keeps_a_drain_alive(journal: Journal) -> None:
+    bench = Bench(journal, drain=True)
+    bench.queue.ready.append(Delivery())
+    assert not bench.ended(1)
+    bench.queue.ready.clear()
     for _ in range(20):  # a task at each look: none of them finds the worker idle
-        bench.deliveries += 1
-        bench.ready = 0
-        bench.run(idle.DRAIN_TICK)
-    assert not bench.ended
-    bench.run(1)
-    assert bench.ended
+        bench.idle.busy()
+        assert not bench.ended(DRAIN_TICK)
+    assert bench.ended(1)
 
 
-def test_a_queue_that_does_not_answer_is_not_drained(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_queue_that_does_not_answer_is_not_drained(journal: Journal) -> None:
     """RabbitMQ then counts no task and no consumer, though we are one."""
-    bench = Bench(monkeypatch, drain=True)
-    bench.consumers = 0
-    bench.run(1)
-    assert not bench.ended and bench.looks > 2
-    bench.consumers = 1
-    bench.run(1)
-    assert bench.ended
+    bench = Bench(journal, drain=True)
+    bench.queue.consumers = 0
+    assert not bench.ended(1) and bench.looks > 2
+    bench.queue.consumers = 1
+    assert bench.ended(1)
 
 
-def test_ready_tasks_that_never_come_end_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
-    for drain in (False, True):
-        bench = Bench(monkeypatch, drain)
-        bench.ready = 3
-        with pytest.raises(ConsumerGone, match="deleted"):
-            bench.run(60)
-        assert bench.now < 4 * idle.STARVED
+@pytest.mark.parametrize("drain", [False, True])
+def test_ready_tasks_that_never_come_end_the_connection(drain: bool, journal: Journal) -> None:
+    bench, began = Bench(journal, drain), journal.now
+    bench.queue.ready.append(Delivery())
+    with pytest.raises(ConsumerGone, match="deleted"):
+        bench.ended(60)
+    assert 1.9 * STARVED <= journal.now - began < 4 * STARVED
 
 
-def test_an_idle_worker_that_gets_tasks_now_and_then_is_not_starved(monkeypatch: pytest.MonkeyPatch) -> None:
-    bench = Bench(monkeypatch, drain=False)
-    bench.ready = 3
+def test_an_idle_worker_that_gets_tasks_now_and_then_is_not_starved(journal: Journal) -> None:
+    bench = Bench(journal, drain=False)
+    bench.queue.ready.append(Delivery())
     for _ in range(10):
-        bench.run(1.5 * idle.STARVED)
-        bench.deliveries += 1
-    assert not bench.ended
+        assert not bench.ended(1.5 * STARVED)
+        bench.idle.busy()

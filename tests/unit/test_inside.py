@@ -1,126 +1,284 @@
-"""A connection that spares system calls sends the same bytes in the same order, whatever the socket takes."""
+"""Every touch of what pika keeps to itself, asked of the pika that is installed: another one may not have it."""
 
 from __future__ import annotations
 
+import ast
+import functools
+import inspect
+import os
 import socket
+import ssl
+import struct
+import time
 from collections.abc import Iterator
-from types import SimpleNamespace
+from pathlib import Path
 from typing import Any
 
+import pika
 import pytest
-from pika.adapters.utils.io_services_utils import _AsyncPlaintextTransport
+from hypothesis import given, strategies as st
+from pika import spec
 
-from tareas.rabbit.inside import spare_system_calls
+from tareas.rabbit import inside
+from tareas.rabbit.connection import Connection
+from tests.unit.fakes import arrived
+from tests.unit.peer import Peer, close_connection, until
 
-
-class Poller:
-    """What pika's transport asks its poller to watch for."""
-
-    def __init__(self) -> None:
-        self.writer: Any = None
-
-    def set_reader(self, fd: int, callback: Any) -> None:
-        self.reader = callback
-
-    def set_writer(self, fd: int, callback: Any) -> None:
-        self.writer = callback
-
-    def remove_writer(self, fd: int) -> None:
-        self.writer = None
-
-    def remove_reader(self, fd: int) -> None:
-        self.reader = None
-
-    def add_callback_threadsafe(self, callback: Any) -> None:
-        self.later = callback
-
-
-class Wire:
-    """pika's own transport between two sockets, as the worker's connection has it."""
-
-    def __init__(self) -> None:
-        near, self.far = socket.socketpair()
-        near.setblocking(False)
-        self.far.settimeout(10)
-        self.near = near
-        self.poller = Poller()
-        self.received: list[bytes] = []
-        self.errors: list[Any] = []
-        protocol = SimpleNamespace(data_received=self.received.append, eof_received=lambda: False,
-                                   connection_lost=self.errors.append)
-        self.transport = _AsyncPlaintextTransport(near, protocol, self.poller)
-        spare_system_calls(SimpleNamespace(_impl=SimpleNamespace(_transport=self.transport)))
-
-    def arrived(self, size: int) -> bytes:
-        """The next so many bytes at the far end, the poller doing its work meanwhile."""
-        data = b""
-        while len(data) < size:
-            if self.poller.writer:
-                self.poller.writer()
-            data += self.far.recv(65536)
-        return data
-
-    def close(self) -> None:
-        self.near.close()
-        self.far.close()
+ROOT = Path(__file__).parents[2]
+OURS = sorted([*ROOT.glob("*.py"), *(ROOT / "tareas").rglob("*.py")])
+BIG = 1_000_000  # bytes
+BEAT = pika.frame.Heartbeat().marshal()
 
 
 @pytest.fixture
-def wire() -> Iterator[Wire]:
-    made = Wire()
+def peer() -> Iterator[Peer]:
+    made = Peer()
     yield made
     made.close()
 
 
-def test_what_the_socket_takes_is_sent_before_the_call_returns(wire: Wire) -> None:
-    wire.transport.write(b"ack")
-    assert wire.poller.writer is None and wire.transport.get_write_buffer_size() == 0
-    assert wire.far.recv(10) == b"ack"
+@pytest.fixture
+def connection(peer: Peer) -> Iterator[Connection]:
+    with Connection(peer.address(), "test") as made:
+        yield made
+        made.abort()
 
 
-def test_what_it_does_not_take_follows_in_order(wire: Wire) -> None:
-    wire.near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-    parts = [bytes([n]) * 300_000 for n in range(4)]
-    for part in parts:
-        wire.transport.write(part)
-    assert wire.poller.writer and wire.transport.get_write_buffer_size() > 0
-    assert wire.arrived(1_200_000) == b"".join(parts)
-    wire.transport.write(b"and at once again")
-    assert wire.poller.writer is None
-    assert wire.far.recv(100) == b"and at once again"
+def in_loop(connection: Connection, call: Any) -> Any:
+    """What this returns when the thread of the loop calls it."""
+    return connection._wait(lambda answer: connection._hand_over(lambda: answer.give(call())))
 
 
-def test_an_error_ends_the_connection_as_pikas_own_would_and_sends_nothing_twice(wire: Wire) -> None:
-    wire.far.close()
-    wire.transport.write(b"ack")
-    assert wire.transport.get_write_buffer_size() == 0
-    wire.poller.later()
-    ((error,),) = [wire.errors]
-    assert isinstance(error, BrokenPipeError)
+# -- each touch
 
 
-def test_an_ended_connection_sends_nothing(wire: Wire) -> None:
-    wire.transport.abort()
-    wire.transport.write(b"ack")
-    assert wire.transport.get_write_buffer_size() == 0
+def test_pika_has_what_we_touch(connection: Connection) -> None:
+    """The names in inside.py, asked of the objects that it has in hand."""
+    real = connection._connection
+    transport = real._transport
+    touched = {
+        node.attr
+        for node in ast.walk(ast.parse(inspect.getsource(inside)))
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
+        and node.value.id in ("connection", "transport")
+    }  # fmt: skip
+    assert {"_output_marshaled_frames", "_state", "_STATE_ACTIVE", "_sock", "get_write_buffer_size", "write",
+            "bytes_received", "bytes_sent", "frames_received", "frames_sent"} == touched
+    for name in touched:
+        assert hasattr(real, name) != hasattr(transport, name), name
+    assert transport._state == transport._STATE_ACTIVE and transport.get_write_buffer_size() == 0
+    assert isinstance(transport._sock, socket.socket)
+    assert callable(real.callbacks.add)
 
 
-def test_one_look_at_the_socket_finds_the_end_that_lies_behind_data(wire: Wire) -> None:
-    """A worker that stood still has heartbeats to read, and behind them that RabbitMQ has closed the connection."""
-    wire.far.sendall(b"heartbeats")
-    wire.far.close()
-    wire.poller.reader()
-    assert wire.received == [b"heartbeats"]
-    wire.poller.later()
-    assert wire.errors == [None]
+def test_frames_that_are_ready_are_sent_as_they_are(peer: Peer, connection: Connection) -> None:
+    frames = b"".join(pika.frame.Method(1, spec.Basic.Ack(tag)).marshal() for tag in range(1, 501))
+    in_loop(connection, lambda: inside.send_frames(connection._connection, frames))
+    peer.wait_for(spec.Basic.Ack, 500)
+    assert [ack.delivery_tag for ack in peer.of(spec.Basic.Ack)] == list(range(1, 501))
 
 
-@pytest.mark.parametrize("connection", [object(), SimpleNamespace(_impl=None), SimpleNamespace(_impl=object())])
-def test_a_connection_that_pika_makes_otherwise_is_left_alone(connection: Any) -> None:
-    spare_system_calls(connection)
+def stop_reading(peer: Peer, connection: Connection) -> None:
+    """More is on its way than the socket takes."""
+    assert peer._socket is not None
+    connection._connection._transport._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    peer.reading.clear()
+    peer.send(spec.Basic.Ack(1))
+    big = pika.frame.Body(1, bytes(BIG)).marshal()
+    in_loop(connection, lambda: inside.send_frames(connection._connection, big))
+    assert in_loop(connection, lambda: connection._connection._transport.get_write_buffer_size()) > 0
 
 
-def test_tls_is_left_alone() -> None:
-    transport = type("_AsyncSSLTransport", (), {"write": None})()
-    spare_system_calls(SimpleNamespace(_impl=SimpleNamespace(_transport=transport)))
-    assert vars(transport) == {}
+def test_a_heartbeat_goes_between_two_frames_only(peer: Peer, connection: Connection) -> None:
+    in_loop(connection, lambda: inside.send_heartbeat(connection._connection))
+    peer.wait_for(pika.frame.Heartbeat)
+    stop_reading(peer, connection)
+    in_loop(connection, lambda: inside.send_heartbeat(connection._connection))
+    peer.reading.set()
+    peer.wait_for(pika.frame.Body)
+    assert len(peer.of(pika.frame.Heartbeat)) == 1
+
+
+class Socket:
+    """A socket that sends so many bytes, or raises this."""
+
+    def __init__(self, outcome: int | Exception) -> None:
+        self._outcome = outcome
+
+    def send(self, data: bytes) -> int:
+        if isinstance(self._outcome, Exception):
+            raise self._outcome
+        return self._outcome
+
+
+@pytest.mark.parametrize(
+    ("outcome", "left"),
+    [(8, None), (3, BEAT[3:]), (BlockingIOError(), BEAT), (ssl.SSLWantWriteError(), BEAT)],
+)
+def test_what_the_socket_does_not_take_of_a_heartbeat_is_left_to_pika(
+    outcome: Any, left: bytes | None, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OpenSSL has taken the bytes and wants the same again: another frame in their place would spoil all."""
+    transport, written = connection._connection._transport, list[bytes]()
+
+    def send() -> None:
+        with monkeypatch.context() as patched:
+            patched.setattr(transport, "_sock", Socket(outcome))
+            patched.setattr(transport, "write", written.append)
+            inside.send_heartbeat(connection._connection)
+
+    in_loop(connection, send)
+    assert written == ([] if left is None else [left])
+
+
+def test_no_heartbeat_on_a_connection_that_has_ended(peer: Peer, connection: Connection) -> None:
+    peer.cut()
+    until(lambda: connection.lost)
+    until(lambda: not connection._thread.is_alive())
+    inside.send_heartbeat(connection._connection)
+    inside.moved(connection._connection)
+    inside.close_socket(connection._connection)
+
+
+def test_what_moves_is_counted_and_heartbeats_are_not(peer: Peer, connection: Connection) -> None:
+    def moved() -> int:
+        return int(in_loop(connection, lambda: inside.moved(connection._connection)))
+
+    before = moved()
+    for _ in range(5):
+        peer.send_bytes(BEAT)
+    received = connection._connection.frames_received
+    until(lambda: connection._connection.frames_received >= received + 5 or moved() < 0)
+    in_loop(connection, lambda: inside.send_heartbeat(connection._connection))
+    peer.wait_for(pika.frame.Heartbeat)
+    until(lambda: moved() >= before)  # the other side has acknowledged it
+    assert moved() - before in range(9)
+    connection.queue_declare("q")
+    assert moved() > before + 20
+
+
+def test_what_waits_to_be_sent_has_not_moved(peer: Peer, connection: Connection) -> None:
+    stop_reading(peer, connection)
+    time.sleep(0.1)
+    before = in_loop(connection, lambda: inside.moved(connection._connection))
+    assert before < BIG
+    peer.reading.set()
+    peer.wait_for(pika.frame.Body)
+    until(lambda: in_loop(connection, lambda: inside.moved(connection._connection)) >= BIG)
+
+
+def test_rabbitmqs_own_words_are_heard_before_pikas_guess(peer: Peer) -> None:
+    """callbacks.add, amid the handshake."""
+    peer.answers[spec.Connection.StartOk] = close_connection(403, "ACCESS_REFUSED - its own words")
+    with pytest.raises(Exception, match="its own words"):
+        Connection(peer.address(), "test")
+
+
+def test_letting_go_of_the_socket_is_no_goodbye(peer: Peer, connection: Connection) -> None:
+    fd = connection._connection._transport._sock.fileno()
+    copy = os.dup(fd)  # as the parent has it
+    connection.forget()
+    with pytest.raises(OSError):
+        os.fstat(fd)
+    connection.forget()  # a second time it is gone
+    os.close(copy)
+    peer.wait_for(None)
+    assert not peer.of(spec.Connection.Close)
+
+
+# -- headers
+
+
+def table(headers: dict[Any, Any] | bytes) -> bytes:
+    if isinstance(headers, bytes):
+        return len(headers).to_bytes(4, "big") + headers
+    pieces: list[bytes] = []
+    pika.data.encode_table(pieces, headers)
+    return b"".join(pieces)
+
+
+def decoded(encoded: bytes) -> Any:
+    """Headers as they arrive with a message."""
+    inside.read_any_headers()
+    inside.read_any_headers()  # once is enough, twice does no harm
+    properties = pika.BasicProperties()
+    properties.decode(struct.pack(">H", pika.BasicProperties.FLAG_HEADERS) + encoded)
+    return properties.headers
+
+
+@pytest.mark.parametrize(
+    ("bad", "readable"), [(b"\x04when" + b"T" + b"\xff" * 8, pika.__version__ >= "1.5"), (b"\x01a?", False)]
+)
+def test_what_pika_cannot_decode_arrives_all_the_same(bad: bytes, readable: bool) -> None:
+    assert isinstance(decoded(table(bad)), inside.UnreadableHeaders) != readable
+    assert decoded(table({"a": 1})) == {"a": 1}
+
+
+VALUES = st.recursive(
+    st.integers(-(2**63), 2**63 - 1) | st.booleans() | st.none() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3), max_leaves=5,
+)  # fmt: skip
+HEADERS = st.dictionaries(st.text(max_size=20), VALUES, max_size=4)
+
+
+@given(HEADERS, HEADERS, st.none() | st.text(max_size=20))
+def test_a_copy_has_their_headers_and_ours_and_the_other_properties_as_they_were(
+    theirs: Any, ours: Any, content_type: str | None
+) -> None:
+    ours = {f"tareas-{name}": value for name, value in ours.items()}
+    fields = inside.fields(decoded(table(theirs)))
+    copy = inside.Copy(fields, headers=ours, content_type=content_type, message_id="a", delivery_mode=2)
+    found = arrived(copy)
+    assert found.headers == {**theirs, **ours}
+    assert (found.content_type, found.message_id, found.delivery_mode) == (content_type, "a", 2)
+
+
+def test_values_that_pika_does_not_write_as_they_came_are_copied_byte_for_byte() -> None:
+    odd = b"\x01fd" + struct.pack(">d", 1.5) + b"\x01ss" + struct.pack(">h", -2) + b"\x01xx\x00\x00\x00\x02\xff\x00"
+    assert inside.fields(decoded(table(odd))) == {"f": odd[2:11], "s": odd[13:16], "x": odd[18:]}
+    assert odd in b"".join(inside.Copy(inside.fields(decoded(table(odd)))).encode())
+
+
+# -- and nobody else
+
+
+def private(tree: ast.AST) -> set[str]:
+    """The private attributes that a module asks something for which is not its own self, nor defined in it."""
+    own = {node.name for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+    attributes = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
+    own |= {node.attr for node in attributes if ast.unparse(node.value) == "self"}
+    return {
+        node.attr
+        for node in attributes
+        if node.attr.startswith("_") and not node.attr.startswith("__") and node.attr not in own
+    }  # fmt: skip
+
+
+@functools.cache
+def pikas_own() -> set[str]:
+    """Every private name that some object of pika's has."""
+    found: set[str] = set()
+    for path in Path(pika.__file__).parent.rglob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        found |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+        found |= {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+    return {name for name in found if name.startswith("_")}
+
+
+@pytest.mark.parametrize("path", OURS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_other_module_touches_what_pika_keeps_to_itself(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    if path.name == "inside.py":
+        assert private(tree) & pikas_own()
+        return
+    assert private(tree) & (pikas_own() - {"_exit"}) == set(), "it belongs into tareas/rabbit/inside.py"
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            names = [each.name for each in node.names] + [getattr(node, "module", "") or ""]
+            if any(name.split(".")[0] == "pika" for name in names):
+                assert not any(part.startswith("_") for name in names for part in name.split(".")), ast.unparse(node)
+
+
+@pytest.mark.parametrize("line", ["connection._impl", "channel.connection._transport", "x._output_marshaled_frames"])
+def test_such_a_touch_is_found(line: str) -> None:
+    assert private(ast.parse(line)) & pikas_own()

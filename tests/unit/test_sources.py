@@ -21,6 +21,7 @@ from tareas.task import MAX_BYTES, decode
 from tareas.work.sources import CHUNK, File, Item, Pipe, Sample, Source, open_source
 
 ROOT = Path(__file__).parents[2]
+PATHS = f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"  # make pikas names another pika there
 DEADLINE = 60  # seconds
 
 
@@ -129,7 +130,7 @@ def test_a_pipe_gives_the_same(content: bytes, expected: list[str], pipe: Ends) 
 
 def test_a_body_is_the_line_as_it_stands_without_the_blanks_around(tasks: Path) -> None:
     tasks.write_bytes(b'  {"id" : "a",  "complexity": 1.50, "id": "b"}\t\r\n')
-    assert all_of(open_source(str(tasks))) == [Item("b", b'{"id" : "a",  "complexity": 1.50, "id": "b"}')]
+    assert all_of(open_source(str(tasks))) == [Item("b", b'{"id" : "a",  "complexity": 1.50, "id": "b"}', 1)]
 
 
 BAD = {
@@ -190,11 +191,26 @@ def test_a_pipe_says_not_yet_and_goes_on_later(pipe: Ends) -> None:
     write(line("a")[:5])
     assert source.take() is None and not source.ended
     write(line("a")[5:] + b"\n" + line("b"))
-    assert source.take() == Item("a", line("a"))
+    assert source.take() == Item("a", line("a"), 1)
     assert source.take() is None and not source.ended
     close()
-    assert source.take() == Item("b", line("b"))
+    assert source.take() == Item("b", line("b"), 2)
     assert source.take() is None and source.ended and source.line == 2
+
+
+def test_an_item_knows_its_place_and_what_follows_it(tasks: Path, pipe: Ends) -> None:
+    tasks.write_bytes(line("a") + b"\n\n" + line("b") + b"\n" + line("c") + b"\n")
+    file, sample = open_source(str(tasks)), Sample(3)
+    a, b = file.take(), file.take()
+    made = sample.take()
+    assert a and b and made
+    assert (file.place(b), sample.place(made)) == (
+        f"{tasks}, line 3 (task 'b', {len(b.body)} bytes)", f"sample task 1 ('{made.id}', {len(made.body)} bytes)")
+    assert (file.left(), file.left(after=a.line)) == (f"line 4 and on of {tasks} (tail -n +4)",
+                                                      f"line 2 and on of {tasks} (tail -n +2)")
+    assert (sample.left(), sample.left(after=made.line)) == ("2 sample tasks", "2 sample tasks")
+    assert [item.id for item in all_of(file)] == ["c"] and all_of(sample)[-1].line == 3
+    assert (file.left(), sample.left(), sample.left(after=1)) == ("", "", "2 sample tasks")
 
 
 def test_a_pipe_byte_by_byte(pipe: Ends) -> None:
@@ -217,7 +233,7 @@ def test_a_pipe_that_another_process_has_made_non_blocking(pipe: Ends, monkeypat
     source = Pipe(reading)
     assert source.take() is None and not source.ended
     write(line("a") + b"\n")
-    assert source.take() == Item("a", line("a"))
+    assert source.take() == Item("a", line("a"), 1)
 
 
 def test_reading_leaves_the_mode_of_the_pipe_alone(pipe: Ends) -> None:
@@ -448,7 +464,7 @@ def show(shell: str, folder: Path, given: str = "") -> tuple[int, str, str]:
     (folder / "show.py").write_text(SHOW)
     done = subprocess.run(
         ["bash", "-c", shell], cwd=folder, text=True, input=given, capture_output=True, timeout=DEADLINE,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "SHOW": f"{sys.executable} show.py"},
+        env={**os.environ, "PYTHONPATH": PATHS, "SHOW": f"{sys.executable} show.py"},
     )
     return done.returncode, done.stdout, done.stderr
 
@@ -494,7 +510,7 @@ def test_a_terminal_as_stdin_is_read_line_by_line() -> None:
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, "-c", SHOW, "-"], stdin=theirs, stdout=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": PATHS},
     )
     try:
         os.close(theirs)

@@ -38,7 +38,7 @@ def test_an_answer_for_all_up_to_one_settles_them_in_their_order() -> None:
 def test_a_returned_task_is_told_so_once_for_each_return() -> None:
     same = Item("twice", b"x")
     made = window_of([same, same, Item("other", b"x")])
-    made.returned(same)
+    made.returned("twice", b"x")
     assert made.settle(3, multiple=True) == [(same, True), (same, False), (Item("other", b"x"), False)]
 
 
@@ -46,7 +46,7 @@ def test_a_lost_channel_gives_back_what_it_had_not_confirmed_before_what_waited_
     first, second, third, fourth = items(4)
     made = window_of([first, second, third])
     made.again.append(fourth)
-    made.returned(third)
+    made.returned(third.id, third.body)
     made.settle(2, multiple=False)
     made.lost()
     assert list(made.again) == [first, third, fourth] and len(made) == 0
@@ -55,17 +55,65 @@ def test_a_lost_channel_gives_back_what_it_had_not_confirmed_before_what_waited_
     assert made.settle(2, multiple=True) == [(first, False), (third, False)]
 
 
+def room(made: Window, item: Item = Item("next", b"x")) -> bool:  # noqa: B008 (a tuple)
+    """Whether this new one may be published now. It is not."""
+    found = made.next(lambda: item)
+    assert found in (None, item) and made.held in (None, item)
+    made.held = None
+    return found is not None
+
+
 def test_it_is_full_by_number_and_by_bytes() -> None:
     made = window_of(items(window.MOST - 1))
-    assert made.has_room()
+    assert room(made)
     made.published(Item("last", b"x"))
-    assert not made.has_room()
+    assert not room(made)
     made.settle(1, multiple=False)
-    assert made.has_room()
+    assert room(made)
     heavy = window_of([Item("heavy", bytes(window.MOST_BYTES))])
-    assert not heavy.has_room()
-    heavy.settle(1, multiple=False)
-    assert heavy.has_room()
+    for end in (lambda: heavy.settle(1, multiple=False), heavy.lost):
+        assert not room(heavy)
+        end()
+        heavy.again.clear()
+        assert room(heavy)
+        heavy.published(Item("heavy", bytes(window.MOST_BYTES)))
+
+
+def test_when_it_is_full_nothing_is_taken_from_the_source_and_what_waits_goes_first() -> None:
+    made = window_of(items(window.MOST))
+    assert made.next(lambda: 1 / 0) is None  # type: ignore[arg-type, return-value]
+    made.lost()
+    assert [made.next(lambda: 1 / 0) for _ in range(window.MOST)] == items(window.MOST)  # type: ignore[arg-type, return-value]
+    assert made.next(lambda: None) is None and not made.waiting
+
+
+def test_what_is_larger_than_anything_stored_travels_alone_and_what_was_stored_proves_the_like() -> None:
+    made = window_of([Item("small", b"x")])
+    big, like = Item("big", bytes(5000)), Item("like", bytes(8000))
+    assert room(made, Item("next", bytes(window.SMALL))) and not room(made, big)
+    assert made.next(lambda: big) is None and made.waiting  # it is held
+    made.settle(1, multiple=False)
+    assert made.next(lambda: 1 / 0) == big  # type: ignore[arg-type, return-value]
+    made.published(big)
+    assert not room(made)
+    made.settle(2, multiple=False)
+    made.published(big)
+    assert room(made, like) and not room(made, Item("larger", bytes(8193)))
+
+
+def test_who_is_to_blame_is_certain_when_it_is_alone_and_else_is_looked_for_one_at_a_time() -> None:
+    published = items(3)
+    made = window_of(published)
+    assert made.blame() is None
+    made.lost()
+    for tag in (1, 2):
+        found = made.next(lambda: None)
+        assert found is not None
+        made.published(found)
+        assert not room(made)
+        made.settle(tag, multiple=False)
+    made.published(made.again.popleft())
+    assert made.blame() == made.blamed == published[2]
 
 
 @given(st.lists(st.tuples(st.sampled_from(["publish", "one", "all", "lose"]), st.integers(0, 30)), max_size=60))

@@ -90,7 +90,9 @@ OF_PRODUCER = [
     call("-", "stdin is closed", "give the name of a file, or pipe tasks into it"),
 ]
 OF_WORKER = [
-    call("--max-attempts 1001", "--max-attempts: at most 1,000", *HELP),
+    call("--max-attempts 1001", "--max-attempts: '1001' is too many: 1 to 1,000", *HELP),
+    call("--prefetch 1001", "--prefetch: '1001' is too many: 1 to 1,000", *HELP),
+    call("--prefetch 0", "--prefetch: '0'", *HELP),
     call("--max-attempts 0", "--max-attempts: '0'", FROM_1, *HELP),
     call("--retry-delay NaN", "--retry-delay: 'NaN'", DURATION, *HELP),
     call("--retry-delay=-1", "--retry-delay: '-1'", DURATION, *HELP),
@@ -265,9 +267,9 @@ def test_a_wrong_call_is_answered_in_one_line(
 
 @pytest.mark.parametrize("script", ["producer.py", "worker.py", "admin.py", "demo.py"])
 def test_a_python_without_the_packages_is_answered_in_one_line(script: str) -> None:
-    """-S: without site-packages. Who forgets to activate the .venv meets this first."""
+    """-S, -E: without site-packages and PYTHONPATH. Who forgets to activate the .venv meets this first."""
     here = Path(__file__).parents[2]
-    done = subprocess.run([sys.executable, "-S", script], cwd=here, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-S", "-E", script], cwd=here, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith(f"{script}: {sys.executable} has no pika and no rich (")
     assert done.stderr.count("\n") == 1
