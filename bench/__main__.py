@@ -31,6 +31,8 @@ ROWS: dict[str, Callable[[Bench, rows.Size], Iterator[rows.Row]]] = {
     "start": rows.starting,
     "work": partial(rows.working, workers=1),
     "work-4": partial(rows.working, workers=4),
+    "work-50": partial(rows.working, workers=1, prefetch=50),
+    "work-50-4": partial(rows.working, workers=4, prefetch=50),
     "idle": rows.idling,
     "makespan": rows.makespan,
     "kill": rows.killing,
@@ -60,8 +62,9 @@ def main(argv: list[str] | None = None) -> int:
             for row in ROWS[name](Bench(node, Path(folder)), size):
                 print(f"{row.title}\n{report.claims(row)}", flush=True)
                 claims = [asdict(claim) | {"met": claim.met} for claim in row.claims]
-                about = {"claims": claims, "rabbitmq": node.version, "load": [before, os.getloadavg()[0]]}
-                found.append(asdict(row) | about | {"turns": max(map(len, row.values.values())), "share": size.share})
+                turns = min(map(len, row.values.values()), default=0)
+                about = {"claims": claims, "turns": turns, "share": size.share, "rabbitmq": node.version}
+                found.append(asdict(row) | about | {"load": [before, os.getloadavg()[0]]})
             if not options.quick:
                 RESULTS.mkdir(exist_ok=True)
                 (RESULTS / f"{name}.json").write_text(json.dumps(found, indent=1))

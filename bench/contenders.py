@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -20,7 +20,7 @@ class Contender:
     """A command line for each job, with {placeholders}; a word that is empty in the end is left out.
 
     {file}: the tasks; {queue}, {port}; {drain}: --drain where the queue was filled before; {mark}: a folder for marks;
-    {name} of this worker. pool: the one command makes {workers} of them; otherwise it is started that often.
+    {name} of this worker; {prefetch}: --prefetch N, if that is not 1 (the peers have it from the environment).
     """
 
     name: str
@@ -28,11 +28,20 @@ class Contender:
     publish: str = ""
     work: str = ""
     one: str = ""  # publish one task and end, where that is not `publish` of a file
-    pool: bool = False
+    pool: bool = False  # `work` makes {workers} of them; otherwise it is started that often
+    consumers: int = 0  # how many RabbitMQ sees, where that is not one for each worker
     pipelined: bool = False  # whether it publishes many before the first is confirmed
+    envelope: bool = False  # whether its tasks are in a form of its own: only its own publisher makes it
+    events: bool = False  # whether its progress is read from its output
+    prefetch: int = 1
+
+    def at(self, prefetch: int, *, named: bool = False) -> Contender:
+        """The same with that prefetch; named: told apart from itself with another one."""
+        return replace(self, prefetch=prefetch, name=f"{self.name}, prefetch {prefetch}" if named else self.name)
 
     def command(self, template: str, **values: object) -> list[str]:
         values |= {"python": PYTHON, "peers": HERE / "peers", "bound": BOUND, "ours": sys.executable, "root": ROOT}
+        values["prefetch"] = f"--prefetch={self.prefetch}" if self.prefetch > 1 else ""
         return [word for word in (part.format(**values) for part in template.split()) if word]
 
 
@@ -40,9 +49,10 @@ TAREAS = Contender(
     "tareas",
     "`producer.py FILE`; `worker.py --drain --json`, its events to a file; tasks checked, heartbeats served",
     publish="{ours} {root}/producer.py --queue {queue} {file}",
-    work="{ours} {root}/worker.py {name} --queue {queue} --json {drain}",
+    work="{ours} {root}/worker.py {name} --queue {queue} --json {prefetch} {drain}",
     one="{ours} {root}/producer.py --queue {queue} --count 1",
     pipelined=True,
+    events=True,
 )
 TUTORIAL = Contender(
     "tutorial (pika)",
@@ -53,39 +63,42 @@ TUTORIAL = Contender(
 )
 AIO_PIKA = Contender(
     "aio-pika",
-    "publisher confirms, 1,000 publishes gathered at a time; `queue.iterator()`, `message.process()`, QoS 1",
+    "publisher confirms, 1,000 publishes gathered at a time; `queue.iterator()`, `message.process()`, set_qos()",
     publish="{python} {peers}/aio_pika_peer.py publish {file}",
     work="{python} {peers}/aio_pika_peer.py work",
     pipelined=True,
 )
 KOMBU = Contender(
     "kombu",
-    "py-amqp, confirm_publish; a Consumer with prefetch 1 and drain_events()",
+    "py-amqp, confirm_publish; a Consumer with drain_events()",
     publish="{python} {peers}/kombu_peer.py publish {file}",
     work="{python} {peers}/kombu_peer.py work",
 )
 DRAMATIQ = Contender(
     "dramatiq",
-    "confirm_delivery; the `dramatiq` command, a process of one thread for each worker, prefetch 1, default middleware",
+    "confirm_delivery; the `dramatiq` command, a process of one thread for each worker, default middleware",
     publish="{python} {peers}/dramatiq_peer.py publish {file}",
     work="{python} -m dramatiq dramatiq_peer --path {peers} --processes {workers} --threads 1",
     pool=True,
+    envelope=True,
 )
 CELERY = Contender(
     "celery prefork",
-    "confirm_publish; prefork, acks_late, prefetch multiplier 1, results ignored, no gossip, mingle, events or "
+    "confirm_publish; prefork, acks_late, the prefetch as multiplier, results ignored, no gossip, mingle, events or "
     "remote control",
     publish="{python} {peers}/celery_peer.py publish {file}",
     work="{python} {peers}/celery_peer.py work prefork {workers}",
     pool=True,
+    consumers=1,
+    envelope=True,
 )
 CELERY_THREADS = Contender(
     "celery threads", "the same with the threads pool, a process of one thread for each worker",
-    publish=CELERY.publish, work="{python} {peers}/celery_peer.py work threads 1",
+    publish=CELERY.publish, work="{python} {peers}/celery_peer.py work threads 1", envelope=True,
 )  # fmt: skip
 BOUND_C = Contender(
     "C bound",
-    "our own program on librabbitmq: 1,000 unconfirmed at most; prefetch 1, manual ack; nothing decoded",
+    "our own program on librabbitmq: 1,000 unconfirmed at most; an ack a task; nothing decoded",
     publish="{bound} publish 127.0.0.1 {port} {queue} {file}",
     work="{bound} work 127.0.0.1 {port} {queue} {mark}/{name}.mark",
     pipelined=True,

@@ -16,22 +16,24 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pika
-
-from bench.contenders import CELERY, ROOT, TAREAS, Contender
+from bench.contenders import ROOT, TAREAS, Contender
 from tareas.lab.node import Node
-from tareas.rabbit import queues
+from tareas.rabbit.addresses import parse
+from tareas.rabbit.connect import connect
+from tareas.rabbit.connection import Connection
+from tareas.rabbit.queues import declarations
 
 BODY = 100  # bytes of a task
 DEADLINE = 600.0  # seconds for one measurement
 LOOK = 0.01  # seconds between two looks at the marks
 SLICE, SLICES = 0.1, 3  # seconds of one, and how many make a turn of running workers
-SETTLE = 0.3  # seconds from the last start to the look whether all is acknowledged
+SETTLE = 0.3  # seconds from the last start to the look whether all is done
+WARM = 20  # tasks of each worker before it counts, and four windows of its prefetch
 MARK = struct.Struct("<Qddd")
 
 
@@ -99,6 +101,10 @@ class Workers:
         self.processes = processes
         self.marks = Marks(folder)
 
+    @property
+    def ended(self) -> bool:
+        return all(process.poll() is not None for process in self.processes)
+
     def wait(self, starts: int, workers: int = 1) -> dict[str, Progress]:
         """Until so many tasks have started, at least one at each of so many workers. Returns the marks."""
         until = time.monotonic() + DEADLINE
@@ -107,7 +113,7 @@ class Workers:
             started = total(seen)
             if started >= starts and len(seen) >= workers:
                 return seen
-            if time.monotonic() > until or all(process.poll() is not None for process in self.processes):
+            if time.monotonic() > until or self.ended:
                 raise Failed(f"{started} of {starts} tasks were started, by {len(seen)} of {workers} workers")
             time.sleep(LOOK)
 
@@ -136,44 +142,44 @@ class Bench:
     @contextlib.contextmanager
     def queue(self, contender: Contender) -> Iterator[str]:
         """A fresh queue with our arguments; gone afterwards, with what the contender declared beside it."""
-        name = f"bench-{contender.name.split()[0]}-{uuid.uuid4().hex[:8]}"
-        with self.channel() as channel:
-            queues.declare(channel.connection, channel, name)
+        name = f"bench-{contender.name.split()[0].strip(',')}-{uuid.uuid4().hex[:8]}"
+        with self.connection() as connection:
+            for declared, arguments in declarations(name):
+                connection.queue_declare(declared, durable=True, arguments=arguments)
         try:
             yield name
         finally:
-            with self.channel() as channel:
+            with self.connection() as connection:
                 for suffix in ("", ".dead", ".DQ", ".XQ"):
-                    channel.queue_delete(name + suffix)
+                    connection.queue_delete(name + suffix)
 
-    @contextlib.contextmanager
-    def channel(self) -> Iterator[Any]:
-        with contextlib.closing(pika.BlockingConnection(pika.URLParameters(self.node.url))) as connection:
-            yield connection.channel()
+    def connection(self) -> Connection:
+        return connect(parse(self.node.url), "bench")
 
     def state(self, queue: str) -> Any:
         """message_count (ready ones) and consumer_count."""
-        with self.channel() as channel:
-            return channel.queue_declare(queue, passive=True).method
+        with self.connection() as connection:
+            return connection.queue_declare(queue, passive=True)
 
     def start(
         self, contender: Contender, template: str, queue: str, stdin: Any = None, output: Any = None, **values: object
     ) -> Any:
         """One process of a contender, in a process group of its own."""
-        arguments = dict(queues.declarations(queue))[queue]
-        environment = {**os.environ, "AMQP_URL": self.node.url, "BENCH_QUEUE": queue, "dramatiq_queue_prefetch": "1",
+        arguments = dict(declarations(queue))[queue]
+        environment = {**os.environ, "AMQP_URL": self.node.url, "BENCH_QUEUE": queue,
+                       "BENCH_PREFETCH": str(contender.prefetch), "dramatiq_queue_prefetch": str(contender.prefetch),
                        "BENCH_ARGUMENTS": json.dumps(arguments), "BENCH_MARKS": str(values.get("mark", ""))}
         environment.pop("PYTHONDONTWRITEBYTECODE", None)  # else ours alone would be compiled at each start
         command = contender.command(template, queue=queue, port=self.node.port, **values)
         return subprocess.Popen(
             command, env=environment, cwd=ROOT, stdin=stdin or subprocess.DEVNULL,
             stdout=output or subprocess.DEVNULL,
-            stderr=(self.folder / "stderr").open("a"), start_new_session=True,
+            stderr=self.stderr(contender).open("a"), start_new_session=True,
         )  # fmt: skip
 
     def publish(self, contender: Contender, file: Path | None, queue: str, count: int) -> float:
         """Seconds that it takes the whole process to publish a file of so many tasks (None: its shortest way, one)."""
-        arguments = dict(queues.declarations(queue))[queue]
+        arguments = dict(declarations(queue))[queue]
         words = " ".join(f"{name}={value}" for name, value in arguments.items())
         before = self.state(queue).message_count
         template = contender.one.replace("{arguments}", words) if file is None else contender.publish
@@ -182,7 +188,7 @@ class Bench:
         status = ended(process)
         took = time.perf_counter() - began
         if status or self.state(queue).message_count != before + count:
-            raise Failed(f"{contender.name}: publishing ended with {status}: {self._errors()}")
+            raise Failed(f"{contender.name}: publishing ended with {status}: {self.said(contender)}")
         return took
 
     def publish_from_stdin(self, file: Path, queue: str, count: int) -> tuple[float, float]:
@@ -197,26 +203,50 @@ class Bench:
                 time.sleep(LOOK)
         took = time.perf_counter() - began
         if process.returncode or self.state(queue).message_count != count:
-            raise Failed(f"producer.py - ended with {process.returncode}: {self._errors()}")
+            raise Failed(f"producer.py - ended with {process.returncode}: {self.said(TAREAS)}")
         return took, peak
 
-    def slices(self, tasks: dict[Contender, tuple[Path, int]], workers: int, turns: int) -> Any:
+    def fill(self, contender: Contender, queue: str, count: int) -> None:
+        """Put so many empty tasks into its queue; in an envelope of its own: so many copies of one that it published.
+
+        Published by itself they would take longer than all that is measured afterwards.
+        """
+        first = 1 if contender.envelope else count
+        by = contender if contender.envelope else TAREAS
+        self.publish(by, write_tasks(self.folder / "fill.jsonl", first), queue, first)
+        if count > first:
+            taken: list[Any] = []
+            with self.connection() as connection:
+                connection.basic_consume(queue, lambda *it: taken.extend(it), auto_ack=True, consumer_tag="bench")
+                while not taken:
+                    connection.process_data_events(DEADLINE)
+                connection.basic_cancel("bench")
+                for _ in range(count):
+                    connection.basic_publish("", queue, taken[3], taken[2])
+        self.wait_until(queue, lambda state: state.message_count == count)
+
+    def slices(self, tasks: dict[Contender, int], workers: int, turns: int) -> Any:
         """Tasks/s, and seconds of CPU per 10,000 tasks, by contender, a value for each turn.
 
-        tasks: each contender's file, and how many there are. All have their workers running, on full queues of their
-        own, paused (SIGSTOP); a turn gives each of them SLICES short slices, one after the other. So what else the
-        machine does, which changes from second to second, touches all alike. Who has emptied its queue has finished.
+        tasks: how many there are for each. All have their workers running, on full queues of their own, paused
+        (SIGSTOP); a turn gives each of them SLICES short slices, one after the other. So what else the machine does,
+        which changes from second to second, touches all alike. Who has emptied its queue has finished; who does not
+        work is left out, and said.
         """
         rates: dict[str, list[float]] = {contender.name: [] for contender in tasks}
         costs: dict[str, list[float]] = {contender.name: [] for contender in tasks}
         with contextlib.ExitStack() as stack:
             filled = {contender: stack.enter_context(self.queue(contender)) for contender in tasks}
             for contender, queue in filled.items():
-                self.publish(contender, tasks[contender][0], queue, tasks[contender][1])
+                self.fill(contender, queue, tasks[contender])
             running: dict[Contender, Workers] = {}
             for contender in reversed(tasks):  # ours, the first, has the shortest heartbeat: it is paused last
                 it = stack.enter_context(self.workers(contender, filled[contender], workers, drain=True))
-                it.wait(20 * workers, workers)
+                try:
+                    it.wait((WARM + 4 * contender.prefetch) * workers, workers)
+                except Failed as error:
+                    print(f"    {contender.name}: {error}: {self.said(contender)}", flush=True)
+                    continue
                 it.signal(signal.SIGSTOP)
                 running[contender] = it
             for turn in range(turns):
@@ -227,22 +257,23 @@ class Bench:
                         sums[contender] = [one + more for one, more in zip(sums[contender], got, strict=True)]
                 for contender, (done, seconds, used) in sums.items():
                     if self.state(filled[contender]).message_count == 0:
+                        print(f"    {contender.name}: all done after {turn} turns", flush=True)
                         del running[contender]
                         continue
                     rates[contender.name].append(done / seconds)
                     costs[contender.name].append(used / max(done, 1) * 10_000)
             for contender, it in running.items():
                 it.signal(signal.SIGKILL)
-                time.sleep(SETTLE)
-                left = tasks[contender][1] - total(it.marks.read())
-                if not left <= self.state(filled[contender]).message_count <= left + workers:
-                    raise Failed(f"{contender.name}: started tasks were not acknowledged")
+                left = tasks[contender] - total(it.marks.read())
+                window = contender.prefetch * workers
+                # What was started is acknowledged, but for what was at hand.
+                self.wait_until(filled[contender], lambda s, n=left, w=window: n <= s.message_count <= n + w)
         return rates, costs
 
     def run(self, contender: Contender, file: Path, count: int, workers: int) -> dict[str, Progress]:
         """Start the workers, then have the contender publish the tasks: the marks when all are done."""
         with self.queue(contender) as queue, self.workers(contender, queue, workers) as running:
-            self.wait_for_consumers(queue, 1 if contender is CELERY else workers)
+            self.wait_for_consumers(contender, queue, running, workers)
             publisher = self.start(contender, contender.publish, queue, file=file)
             running.wait(count)
             publisher.wait()
@@ -260,7 +291,7 @@ class Bench:
             try:
                 for number in range(1 if contender.pool else count):
                     name = f"worker-{number}"
-                    with Path(marks, f"{name}.events" if contender is TAREAS else "output").open("w") as output:
+                    with Path(marks, f"{name}.events" if contender.events else "output").open("w") as output:
                         processes.append(self.start(
                             contender, contender.work, queue, output=output, workers=count, name=name, mark=marks,
                             drain="--drain" if drain else "",
@@ -271,15 +302,27 @@ class Bench:
                 for process in processes:
                     process.wait()
 
-    def wait_for_consumers(self, queue: str, count: int) -> None:
-        until = time.monotonic() + DEADLINE
-        while self.state(queue).consumer_count < count:
-            if time.monotonic() > until:
-                raise Failed(f"{queue}: no {count} consumers: {self._errors()}")
-            time.sleep(0.1)
+    def wait_for_consumers(self, contender: Contender, queue: str, running: Workers, workers: int) -> None:
+        """Until they all consume."""
+        count = contender.consumers or workers
+        self.wait_until(queue, lambda state: state.consumer_count >= count or running.ended)
+        if running.ended:
+            raise Failed(f"{contender.name}: its workers ended: {self.said(contender)}")
 
-    def _errors(self) -> str:
-        return (self.folder / "stderr").read_text()[-2000:]
+    def wait_until(self, queue: str, good: Callable[[Any], object], seconds: float = 60) -> None:
+        """Until the state of the queue is a good one."""
+        until = time.monotonic() + seconds
+        while not good(state := self.state(queue)):
+            if time.monotonic() > until:
+                raise Failed(f"{queue} is still {state}")
+            time.sleep(0.05)
+
+    def stderr(self, contender: Contender) -> Path:
+        return self.folder / f"{contender.name}.stderr"
+
+    def said(self, contender: Contender) -> str:
+        """The end of what its processes wrote to stderr."""
+        return self.stderr(contender).read_text()[-1000:].strip()
 
 
 def ended(process: Any) -> int:

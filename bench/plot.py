@@ -13,13 +13,15 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot  # after the choice of a backend that needs no screen
 
-PANELS = {  # the row's title begins so
-    "Publishing 20,000": "Publishing, confirmed (tasks/s)",
-    "Empty tasks, one": "One worker (empty tasks/s)",
-    "Empty tasks, 4": "Four workers (empty tasks/s)",
-    "`producer.py --count 1`": "Publishing one task (ms)",
-    "CPU per": "CPU per 10,000 empty tasks (s)",
-    "Memory of an idle": "Memory of an idle worker (MiB)",
+PANELS = {  # by the titles of the rows
+    "Publishing 20,000 tasks from a file, confirmed": "Publishing, confirmed (tasks/s)",
+    "`producer.py --count 1`, whole process": "Publishing one task (ms)",
+    "Empty tasks, one worker": "One worker (empty tasks/s)",
+    "Empty tasks, one worker, prefetch 50": "One worker, prefetch 50 (empty tasks/s)",
+    "Empty tasks, 4 workers": "Four workers (empty tasks/s)",
+    "Empty tasks, 4 workers, prefetch 50": "Four workers, prefetch 50 (empty tasks/s)",
+    "CPU per 10,000 empty tasks, one worker": "CPU per 10,000 empty tasks (s)",
+    "Memory of an idle worker": "Memory of an idle worker (MiB)",
 }
 OURS, BOUND, PEER = "#d9622b", "#b8b8b8", "#4a7fa7"
 
@@ -45,8 +47,8 @@ def panel(axes: Any, title: str, row: dict[str, Any]) -> None:
 
 
 def main(picture: str, *files: str) -> None:
-    rows = [row for name in files for row in json.loads(Path(name).read_text())]
-    found = [(title, row) for start, title in PANELS.items() for row in rows if row["title"].startswith(start)]
+    rows = {row["title"]: row for name in files for row in json.loads(Path(name).read_text())}
+    found = [(title, rows[name]) for name, title in PANELS.items() if name in rows]
     if found:
         lines = (len(found) + 1) // 2
         figure, grid = pyplot.subplots(lines, 2, figsize=(8.5, 2.3 * lines), squeeze=False)

@@ -23,12 +23,16 @@ def spread(values: Sequence[float]) -> str:
     return f"{number(min(values))}–{number(max(values))}"
 
 
+def figure(values: Sequence[float], mark: str = "") -> str:
+    """The median, marked, with the least and the most."""
+    return f"{mark}{number(statistics.median(values))}{mark} ({spread(values)})" if values else "no figure"
+
+
 def claims(row: Row) -> str:
     """For the terminal, as soon as a row is measured."""
     lines = [f"  {name:<22}{number(statistics.median(got)):>10}  ({spread(got)})" for name, got in row.values.items()]
     for claim in row.claims:
-        lines.append(f"  {'yes' if claim.met else 'NO ':<4}{claim.text}: {number(statistics.median(claim.got))}"
-                     f"  ({spread(claim.got)})")
+        lines.append(f"  {'yes' if claim.met else 'NO ':<4}{claim.text}: {figure(claim.got)}")
     return "\n".join(lines)
 
 
@@ -39,7 +43,7 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
              "| what | asked | got | |", "|---|---|---|---|"]
     for row in rows:
         for claim in row["claims"]:
-            got = f"**{number(statistics.median(claim['got']))}** ({spread(claim['got'])})"
+            got = figure(claim["got"], "**")
             parts.append(f"| {row['title']} | {claim['text']} | {got} | {'✓' if claim['met'] else 'missed'} |")
     for row in rows:
         share = "" if row["share"] == 1 else f" with {row['share']:g} of the tasks"
@@ -50,12 +54,12 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
         ours = row["values"].get(TAREAS.name)
         for name, got in row["values"].items():
             over = [a / b for a, b in zip(ours, got, strict=False) if b] if ours and got is not ours else None
-            shown = f"{number(statistics.median(over))} ({spread(over)})" if over else ""
-            parts.append(f"| {name} | {number(statistics.median(got))} ({spread(got)}) | {shown} |")
+            parts.append(f"| {name} | {figure(got)} | {figure(over) if over else ''} |")
     parts += ["", "## Who, and how configured", "", "All: the same durable quorum queue with the arguments of "
-              "`tareas.rabbit.queues.declarations`, persistent, confirmed, prefetch 1, manual ack, the same tasks of "
-              "100 bytes (in their own envelopes with dramatiq and celery). Workers are measured from the moment when "
-              "each of them has started a task to the start of the last one.", ""]
+              "`tareas.rabbit.queues.declarations`, persistent, confirmed, manual ack, the same prefetch (1 where "
+              "nothing else is said), the same tasks of 100 bytes (in their own envelopes with dramatiq and celery). "
+              "Workers of empty tasks are measured while they run, on a queue that was filled before (with copies of "
+              "one message, where the envelope is their own).", ""]
     parts += [f"- **{contender.name}**: {contender.how}" for contender in ALL]
     return "\n".join([*parts, "", f"{versions()}.", ""])
 

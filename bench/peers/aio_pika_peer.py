@@ -6,7 +6,7 @@ import json
 import sys
 
 import aio_pika
-from common import ARGUMENTS, QUEUE, URL, work
+from common import ARGUMENTS, PREFETCH, QUEUE, URL, work
 
 AT_ONCE = 1000
 
@@ -28,7 +28,7 @@ def message(body):
 async def consume():
     async with await aio_pika.connect_robust(URL) as connection:
         channel = await connection.channel()
-        await channel.set_qos(prefetch_count=1)
+        await channel.set_qos(prefetch_count=PREFETCH)
         queue = await channel.declare_queue(QUEUE, durable=True, arguments=ARGUMENTS)
         async with queue.iterator() as messages:
             async for delivery in messages:

@@ -1,7 +1,7 @@
 /* The bound: what a C program on librabbitmq gets out of the same RabbitMQ and the same queue.
 
    bound publish HOST PORT QUEUE FILE     a line a task, persistent, at most 1,000 unconfirmed
-   bound work HOST PORT QUEUE MARK        prefetch 1, manual ack, for ever; its progress in the file MARK
+   bound work HOST PORT QUEUE MARK        $BENCH_PREFETCH, an ack a task, for ever; its progress in the file MARK
 
    gcc -O2 bound.c -lrabbitmq -o bound
 */
@@ -97,7 +97,7 @@ static void work(amqp_bytes_t queue, const char *path) {
     int fd = open(path, O_RDWR | O_CREAT, 0600);
     check(fd >= 0 && !ftruncate(fd, sizeof(struct mark)), "the mark");
     struct mark *mark = mmap(NULL, sizeof(struct mark), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-    amqp_basic_qos(connection, 1, 0, 1, 0);
+    amqp_basic_qos(connection, 1, 0, atoi(getenv("BENCH_PREFETCH")), 0);
     check_reply("basic.qos");
     amqp_basic_consume(connection, 1, queue, amqp_empty_bytes, 0, 0, 0, amqp_empty_table);
     check_reply("basic.consume");

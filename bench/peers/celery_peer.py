@@ -4,7 +4,7 @@ import json
 import sys
 
 from celery import Celery
-from common import ARGUMENTS, QUEUE, URL, work
+from common import ARGUMENTS, PREFETCH, QUEUE, URL, work
 from kombu import Exchange, Queue
 
 app = Celery("bench", broker=URL)
@@ -16,7 +16,7 @@ app.conf.update(
     task_default_routing_key=QUEUE,
     task_acks_late=True,
     task_ignore_result=True,
-    worker_prefetch_multiplier=1,
+    worker_prefetch_multiplier=PREFETCH,
     worker_enable_remote_control=False,
 )
 

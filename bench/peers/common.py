@@ -1,7 +1,7 @@
 """What the Python peers share: where to publish, with which arguments, and the marks by which they are measured.
 
 The environment, set by the harness: AMQP_URL, BENCH_QUEUE, BENCH_ARGUMENTS (the work queue's, as JSON), BENCH_MARKS
-(a folder).
+(a folder), BENCH_PREFETCH (of a worker).
 """
 
 import json
@@ -13,6 +13,7 @@ import time
 URL = os.environ["AMQP_URL"]
 QUEUE = os.environ["BENCH_QUEUE"]
 ARGUMENTS = json.loads(os.environ["BENCH_ARGUMENTS"])
+PREFETCH = int(os.environ["BENCH_PREFETCH"])
 
 _SLOT = struct.Struct("<Qddd")  # tasks started, first start, last start, last end
 _own: dict[int, list] = {}  # by process: a peer may fork after the import

@@ -3,7 +3,7 @@
 import json
 import sys
 
-from common import ARGUMENTS, QUEUE, URL, work
+from common import ARGUMENTS, PREFETCH, QUEUE, URL, work
 from kombu import Connection, Queue
 
 queue = Queue(QUEUE, durable=True, queue_arguments=ARGUMENTS)
@@ -23,6 +23,6 @@ else:
         work(json.loads(message.body))
         message.ack()
 
-    with Connection(URL) as connection, connection.Consumer(queue, on_message=on_message, prefetch_count=1):
+    with Connection(URL) as connection, connection.Consumer(queue, on_message=on_message, prefetch_count=PREFETCH):
         while True:
             connection.drain_events()

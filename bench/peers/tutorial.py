@@ -7,7 +7,7 @@ import json
 import sys
 
 import pika
-from common import ARGUMENTS, QUEUE, URL, work
+from common import ARGUMENTS, PREFETCH, QUEUE, URL, work
 
 connection = pika.BlockingConnection(pika.URLParameters(URL))
 channel = connection.channel()
@@ -26,6 +26,6 @@ else:
         work(json.loads(body))
         ch.basic_ack(delivery_tag=method.delivery_tag)
 
-    channel.basic_qos(prefetch_count=1)
+    channel.basic_qos(prefetch_count=PREFETCH)
     channel.basic_consume(queue=QUEUE, on_message_callback=callback)
     channel.start_consuming()
