@@ -19,9 +19,11 @@ from tareas.errors import Lost, Nacked, Trouble, Unroutable
 from tareas.rabbit import inside
 from tareas.rabbit.addresses import Address
 from tareas.rabbit.handover import Answer
-from tareas.rabbit.loop import GOODBYE, Loop
+from tareas.rabbit.loop import Loop
 from tareas.rabbit.outbox import AT_ONCE, Outbox
 from tareas.text import quoted
+
+GOODBYE = 5.0  # seconds for RabbitMQ to say goodbye in
 
 Delivered = Callable[["Connection", Any, Any, bytes], None]
 
@@ -185,17 +187,16 @@ class Connection(Loop):
 
     def basic_ack(self, delivery_tag: int, multiple: bool = False) -> None:
         """This delivery is settled; multiple: and all before it."""
-        self._hand_over(lambda: self._channel.basic_ack(delivery_tag, multiple))
+        self._send(self._outbox.method(pika.spec.Basic.Ack(delivery_tag, multiple)))
 
     def basic_nack(self, delivery_tag: int, multiple: bool = False, requeue: bool = True) -> None:
         """Give this delivery back to its queue; without requeue, to the dead letters."""
-        self._hand_over(lambda: self._channel.basic_nack(delivery_tag, multiple, requeue))
+        self._send(self._outbox.method(pika.spec.Basic.Nack(delivery_tag, multiple, requeue)))
 
     def flush(self) -> None:
         """Send what basic_publish has gathered."""
         if self._outbox is not None and self._outbox.size:
-            frames = self._outbox.take()
-            self._hand_over(lambda: inside.send_frames(self._connection, frames))
+            self._send(self._outbox.take())
 
     # -- what RabbitMQ sends by itself
 

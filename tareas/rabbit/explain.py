@@ -43,6 +43,8 @@ PASSES = re.compile(r"limit|is down", re.IGNORECASE)  # in the words of a 530: a
 # What pika makes of a stream that ends then.
 AMID_HANDSHAKE = (IncompatibleProtocolError, ProbableAuthenticationError, ProbableAccessDeniedError, StreamLostError)
 
+CANCELLED = "RabbitMQ cancelled the consumer (queue deleted, or a task longer than RabbitMQ's consumer_timeout?)"
+
 EXPIRED, NOT_YET = 10, 9  # OpenSSL's X509_V_ERR_CERT_HAS_EXPIRED and _NOT_YET_VALID
 OTHER_HOST = (62, 64)  # OpenSSL's X509_V_ERR_HOSTNAME_MISMATCH and _IP_ADDRESS_MISMATCH
 

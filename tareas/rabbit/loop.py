@@ -14,7 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pika
 from pika.exceptions import AMQPError, ChannelClosedByBroker, ConnectionClosedByBroker
@@ -28,8 +28,6 @@ from tareas.text import quoted
 
 TICK = 0.25  # seconds between two looks of a wait: Python handles signals when the main thread comes back from waiting
 TURN = 1.0  # seconds between two turns of the loop at least; a quarter of the heartbeat when that is less
-GOODBYE = 5.0  # seconds for RabbitMQ to say goodbye in
-GONE = "RabbitMQ cancelled the consumer (queue deleted, or a task longer than RabbitMQ's consumer_timeout?)"
 
 
 class Loop:
@@ -43,14 +41,12 @@ class Loop:
         self._bug: BaseException | None = None  # an error of our own, from this thread
         self.version: tuple[int, ...] = (0,)
         self.blocked = False  # by an alarm: RabbitMQ takes no message
-        # What RabbitMQ has sent, as a function of the caller's and its arguments. None: nothing follows.
+        # What RabbitMQ has sent: a function of the caller's and its arguments. None: nothing follows.
         self._inbox: queue.SimpleQueue[tuple[Callable[..., None], tuple[Any, ...]] | None] = queue.SimpleQueue()
         self._declaring: str | None = None  # the queue that the caller declares now
-        self._connection: Any = None
-        self._channel: Any = None
+        self._connection, self._channel = cast(Any, None), cast(Any, None)
         self._on_alarm, self._on_lost = on_alarm, on_lost
-        self._ready = False  # the connection is open, and the channel is asked for
-        self._closing = False
+        self._ready = self._closing = False  # the connection is open, and the channel asked for; we end it
         self._answer: Answer | None = None  # what the caller waits for
         self._calls: deque[Callable[[], object]] = deque()
         self._woken = False  # for the calls
@@ -101,8 +97,18 @@ class Loop:
             self._woken = True
             self._pika.add_callback_threadsafe(self._do_calls)
 
+    def _send(self, frames: bytes) -> None:
+        """Send frames that are ready: here and now, if nothing waits to be sent before them."""
+        with self._pika.lock:
+            self._raise_the_end()
+            self._asked = time.monotonic()
+            if self._calls:
+                self._hand_over(lambda: inside.send_frames(self._connection, frames))
+            elif inside.send_frames(self._connection, frames):
+                self._pika.add_callback_threadsafe(lambda: None)  # the loop has to watch the socket now
+
     def _raise_the_end(self) -> None:
-        """Raise what ended the connection, if it is over; first of all an error of our own."""
+        """Raise what ended the connection, if it is over. An error of our own goes first."""
         if self._bug is not None:
             raise self._bug
         if self.lost is not None:
@@ -161,6 +167,7 @@ class Loop:
         return guarded
 
     def _on_open(self, connection: Any) -> None:
+        inside.send_straight(connection)
         self._ready, self._asked = True, time.monotonic()
         connection.add_on_connection_blocked_callback(self._guard(self._on_blocked))
         connection.add_on_connection_unblocked_callback(self._guard(self._on_unblocked))
@@ -168,19 +175,17 @@ class Loop:
         self.version = tuple(int(n) for n in re.findall(r"\d+", told)[:3]) or (0,)
         self._open_channel()
 
-    def _opened(self, channel: Any) -> None:
-        """There is a channel, the first one or another."""
-
+    def _opened(self, channel: Any) -> None: ...
     def _open_channel(self) -> None:
         self._connection.channel(on_open_callback=self._guard(self._on_channel))
 
     def _on_channel(self, channel: Any) -> None:
         self._channel = channel
+        self._pika.turned()  # not before: no heartbeat amid the handshake
         channel.add_on_close_callback(self._guard(self._on_channel_closed))
-        channel.add_on_cancel_callback(self._guard(lambda frame: self._end(ConsumerGone(GONE))))
+        channel.add_on_cancel_callback(self._guard(lambda frame: self._end(ConsumerGone(explain.CANCELLED))))
         self._opened(channel)
-        answer = self._answer
-        if answer is not None:
+        if (answer := self._answer) is not None:
             answer.give()
 
     def _on_blocked(self, connection: Any, frame: Any) -> None:
@@ -206,17 +211,14 @@ class Loop:
         self._pika.stop()
 
     def _over(self, error: BaseException) -> None:
-        """pika says that the connection is over."""
         self._end(explain.meaning(error, self.address))
 
     def _fail(self, error: BaseException) -> None:
-        """An error of our own has come up."""
         self._bug = self._bug or error
         self._end(Lost("an error of our own"))
 
     def _end(self, reason: Exception) -> None:
-        """The connection is over, and whoever waits for it hears why. Only the first reason counts."""
-        if self.lost is not None:
+        if self.lost is not None:  # only the first reason counts
             return
         self.lost = reason
         if self._channel is not None and not self._closing and self._bug is None:
@@ -225,8 +227,7 @@ class Loop:
             except BaseException as error:
                 self._bug = error
         self._inbox.put(None)
-        answer = self._answer  # the caller may stop waiting at any moment
-        if answer is not None:
+        if (answer := self._answer) is not None:  # the caller may stop waiting at any moment
             answer.give(error=self._bug or reason)
 
     def _do_calls(self) -> None:
@@ -249,10 +250,11 @@ class Loop:
 
     def _tick(self) -> None:
         """One turn: note whether bytes have moved."""
-        if (moves := inside.moved(self._connection)) > self._moves:
-            self._moves, self._moved = moves, time.monotonic()
-        if inside.unsent(self._connection):
-            self.sending = time.monotonic()
-        if self._channel is not None:  # no heartbeat amid the handshake
+        if self._channel is not None:
             self._pika.turned()
+        moves, unsent = inside.moved(self._connection)
+        if unsent:
+            self.sending = time.monotonic()
+        if moves > self._moves:
+            self._moves, self._moved = moves, time.monotonic()
         self._pika.call_later(self._turn, self._guard(self._tick))

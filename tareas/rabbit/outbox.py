@@ -36,7 +36,8 @@ class Outbox:
         self, exchange: str, routing_key: str, body: bytes, properties: pika.BasicProperties, mandatory: bool
     ) -> None:
         """Add one message. message_id: at most 255 bytes. Raises what pika raises for properties it cannot encode."""
-        method = self._methods.get((exchange, routing_key, mandatory)) or self._method(exchange, routing_key, mandatory)
+        where = (exchange, routing_key, mandatory)
+        method = self._methods.get(where) or self._publish(*where)
         encoded, number = self._encoded(properties), self._number
         parts = [method, FRAME.pack(pika.spec.FRAME_HEADER, number, HEADER.size + len(encoded)),
                  HEADER.pack(pika.spec.BasicProperties.INDEX, 0, len(body)), encoded, END]  # fmt: skip
@@ -54,9 +55,13 @@ class Outbox:
         self.size = 0
         return frames
 
-    def _method(self, exchange: str, routing_key: str, mandatory: bool) -> bytes:
-        method = pika.spec.Basic.Publish(exchange=exchange, routing_key=routing_key, mandatory=mandatory)
+    def method(self, method: Any) -> bytes:
+        """The frame of a method that has no content."""
         frame: bytes = pika.frame.Method(self._number, method).marshal()
+        return frame
+
+    def _publish(self, exchange: str, routing_key: str, mandatory: bool) -> bytes:
+        frame = self.method(pika.spec.Basic.Publish(exchange=exchange, routing_key=routing_key, mandatory=mandatory))
         self._methods[exchange, routing_key, mandatory] = frame
         return frame
 

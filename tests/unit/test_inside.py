@@ -62,8 +62,8 @@ def test_pika_has_what_we_touch(connection: Connection) -> None:
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
         and node.value.id in ("connection", "transport")
     }  # fmt: skip
-    assert {"_output_marshaled_frames", "_state", "_STATE_ACTIVE", "_sock", "get_write_buffer_size", "write",
-            "bytes_received", "bytes_sent", "frames_received", "frames_sent"} == touched
+    assert {"_transport", "_output_marshaled_frames", "_state", "_STATE_ACTIVE", "_sock", "get_write_buffer_size",
+            "write", "bytes_received", "bytes_sent", "frames_received", "frames_sent"} == touched
     for name in touched:
         assert hasattr(real, name) != hasattr(transport, name), name
     assert transport._state == transport._STATE_ACTIVE and transport.get_write_buffer_size() == 0
@@ -105,6 +105,9 @@ class Socket:
     def __init__(self, outcome: int | Exception) -> None:
         self._outcome = outcome
 
+    def fileno(self) -> int:
+        return 0
+
     def send(self, data: bytes) -> int:
         if isinstance(self._outcome, Exception):
             raise self._outcome
@@ -112,23 +115,37 @@ class Socket:
 
 
 @pytest.mark.parametrize(
-    ("outcome", "left"),
-    [(8, None), (3, BEAT[3:]), (BlockingIOError(), BEAT), (ssl.SSLWantWriteError(), BEAT)],
+    ("outcome", "left"), [(8, None), (3, BEAT[3:]), (BlockingIOError(), BEAT), (BrokenPipeError(), BEAT)]
 )
-def test_what_the_socket_does_not_take_of_a_heartbeat_is_left_to_pika(
+def test_what_the_socket_does_not_take_at_once_is_left_to_pika(
     outcome: Any, left: bytes | None, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """OpenSSL has taken the bytes and wants the same again: another frame in their place would spoil all."""
-    transport, written = connection._connection._transport, list[bytes]()
+    transport, buffered = connection._connection._transport, list[bytes]()
 
     def send() -> None:
         with monkeypatch.context() as patched:
             patched.setattr(transport, "_sock", Socket(outcome))
-            patched.setattr(transport, "write", written.append)
+            patched.setattr(transport, "_buffer_tx_data", buffered.append)
+            patched.setattr(transport, "_nbio", type("Nobody", (), {"set_writer": lambda *it: None})())
             inside.send_heartbeat(connection._connection)
 
     in_loop(connection, send)
-    assert written == ([] if left is None else [left])
+    assert buffered == ([] if left is None else [left])
+
+
+def test_over_tls_pika_sends_itself() -> None:
+    """OpenSSL wants the bytes again that it could not send, before all others."""
+
+    class Transport:
+        _sock = ssl.create_default_context().wrap_socket(socket.socket(), server_hostname="x",
+                                                         do_handshake_on_connect=False)
+
+        def write(self, data: bytes) -> None: ...
+
+    transport = Transport()
+    inside.send_straight(type("C", (), {"_transport": transport}))
+    assert "write" not in vars(transport)
+    transport._sock.close()
 
 
 def test_no_heartbeat_on_a_connection_that_has_ended(peer: Peer, connection: Connection) -> None:
@@ -142,7 +159,7 @@ def test_no_heartbeat_on_a_connection_that_has_ended(peer: Peer, connection: Con
 
 def test_what_moves_is_counted_and_heartbeats_are_not(peer: Peer, connection: Connection) -> None:
     def moved() -> int:
-        return int(in_loop(connection, lambda: inside.moved(connection._connection)))
+        return int(in_loop(connection, lambda: inside.moved(connection._connection)[0]))
 
     before = moved()
     for _ in range(5):
@@ -160,11 +177,11 @@ def test_what_moves_is_counted_and_heartbeats_are_not(peer: Peer, connection: Co
 def test_what_waits_to_be_sent_has_not_moved(peer: Peer, connection: Connection) -> None:
     stop_reading(peer, connection)
     time.sleep(0.1)
-    before = in_loop(connection, lambda: inside.moved(connection._connection))
+    before = in_loop(connection, lambda: inside.moved(connection._connection)[0])
     assert before < BIG
     peer.reading.set()
     peer.wait_for(pika.frame.Body)
-    until(lambda: in_loop(connection, lambda: inside.moved(connection._connection)) >= BIG)
+    until(lambda: in_loop(connection, lambda: inside.moved(connection._connection)[0]) >= BIG)
 
 
 def test_rabbitmqs_own_words_are_heard_before_pikas_guess(peer: Peer) -> None:
