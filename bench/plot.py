@@ -16,10 +16,10 @@ from matplotlib import pyplot  # after the choice of a backend that needs no scr
 PANELS = {  # by the titles of the rows
     "Publishing 20,000 tasks from a file, confirmed": "Publishing, confirmed (tasks/s)",
     "`producer.py --count 1`, whole process": "Publishing one task (ms)",
-    "Empty tasks, one worker": "One worker (empty tasks/s)",
-    "Empty tasks, one worker, prefetch 50": "One worker, prefetch 50 (empty tasks/s)",
-    "Empty tasks, 4 workers": "Four workers (empty tasks/s)",
-    "Empty tasks, 4 workers, prefetch 50": "Four workers, prefetch 50 (empty tasks/s)",
+    "Empty tasks, one worker": "1 worker, prefetch 1 (tasks/s)",
+    "Empty tasks, one worker, prefetch 50": "1 worker, prefetch 50 (tasks/s)",
+    "Empty tasks, 4 workers": "4 workers, prefetch 1 (tasks/s)",
+    "Empty tasks, 4 workers, prefetch 50": "4 workers, prefetch 50 (tasks/s)",
     "CPU per 10,000 empty tasks, one worker": "CPU per 10,000 empty tasks (s)",
     "Memory of an idle worker": "Memory of an idle worker (MiB)",
 }
@@ -38,7 +38,7 @@ def panel(axes: Any, title: str, row: dict[str, Any]) -> None:
     for place, name in enumerate(names):
         axes.text(max(row["values"][name]) + 0.02 * top, place, f"{medians[name]:,.{0 if top >= 100 else 1}f}",
                   va="center", fontsize=9)
-    axes.set_title(f"{title}: {'less' if row['less_is_better'] else 'more'} is better", fontsize=9.5, loc="left")
+    axes.set_title(f"{title}: {'less' if row['less_is_better'] else 'more'} is better", fontsize=9, loc="left")
     axes.set_xlim(0, 1.22 * top)
     axes.tick_params(labelsize=9, length=0)
     axes.set_xticks([])
