@@ -254,7 +254,7 @@ class Producer:
         """What is left unpublished, and that tasks before it may be so, too; empty if nothing is."""
         blamed = self.window.blamed
         left, unsure = self.source.left(after=blamed and blamed.line), self.published - self.confirmed
-        return f"{left}; unconfirmed before it: {unsure:,}" if left and unsure else left
+        return f"{left}; unconfirmed before it: {unsure:,}" if left and unsure and not blamed else left
 
     def _say_stopping(self, signum: int) -> None:
         waiting = len(self.window)

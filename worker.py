@@ -36,7 +36,7 @@ from tareas.work.verdict import Bury, Do, GiveBack
 MAX_ATTEMPTS = 5
 RETRY_DELAY = 1.0  # seconds before the second attempt; doubled for each one after it
 MOST_PREFETCH = 1000
-RENEWED = 5  # refused dead letters in a row after which the connection is replaced
+RENEWED = 5  # refused dead letters in a row after which the channel is replaced
 DRAINED_WITH_DEAD = 3
 
 
@@ -241,8 +241,7 @@ class Worker:
             return self._give_back_unburied(ch, tag, error)
         finally:
             self.hand = Hand.NOTHING
-        self.link.refused = 0
-        self.tasks_dead_lettered += 1
+        self.link.refused, self.tasks_dead_lettered = 0, self.tasks_dead_lettered + 1
         shown = {} if why.task_id or self.events.as_json else {"message_id": properties.message_id}
         reason = why.reason if whole else f"{why.reason}; {letters.NO_COPY}"
         self.tell("dead_lettered", id=why.task_id, attempt=why.attempts, reason=reason, **shown)
@@ -259,12 +258,13 @@ class Worker:
         self.rests.say(RETRY_DELAY, reason)
         self.stopping.rest(RETRY_DELAY)
         self.link.refused += 1
-        # Connecting anew declares the queue. And a channel of RabbitMQ 3.10 that met the queue while its leader was
-        # down refuses for ever (measured).
-        if isinstance(refusal, Unroutable) or self.link.refused >= RENEWED:
+        if isinstance(refusal, Unroutable):  # connecting anew declares the queue
             raise Lost(reason)
         self.link.settle()
-        ch.basic_nack(delivery_tag=tag, requeue=True)
+        if self.link.refused % RENEWED:
+            ch.basic_nack(delivery_tag=tag, requeue=True)
+        else:  # a channel of RabbitMQ 3.10 that met the queue while its leader was down refuses for ever (measured)
+            self.link.renew()
 
     # -- what it says
 

@@ -21,8 +21,8 @@ def fault() -> str:
     source = Path(pika.origin).read_text(encoding="utf-8", errors="replace") if pika and pika.origin else ""
     found = re.search(r"""^__version__ = ['"]((\d+)\.(\d+)\.(\d+).*?)['"]""", source, re.MULTILINE)
     if found and tuple(map(int, found.groups()[1:])) < OLDEST_PIKA:
-        oldest = ".".join(map(str, OLDEST_PIKA))
-        return f"{sys.executable} has pika {found[1]}, which is too old: {oldest} at least ({mend})"
+        wanted = ".".join(map(str, OLDEST_PIKA))
+        return f"{sys.executable} has pika {found[1]}, too old: {wanted} at least (pip install -r requirements.txt)"
     return ""
 
 

@@ -92,6 +92,15 @@ class Link:
             if not (self.stopping.requested and self.connection.blocked):  # it would not even hear us
                 self.connection.basic_cancel(self.name)
 
+    def renew(self) -> None:
+        """Take another channel. All that is at hand goes back to RabbitMQ with the old one."""
+        assert self.connection is not None
+        self.connection.renew()
+        self.connection.waiting()
+        self.hand.clear()
+        self.consuming = False
+        self.connection.confirm_delivery()
+
     def ack_done(self, channel: Any) -> None:
         """Acknowledge together what is done and waits for its ack."""
         if tag := self.prefetch.take():
