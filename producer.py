@@ -124,9 +124,11 @@ class Producer:
         self.tell("connected", address=connection.address.shown)
         self.rests.connected()
         try:
-            while not self._finished() and not self._given_up():
+            while True:
                 item = self._next(connection)
                 if item is None:
+                    if self._finished() or self._given_up():
+                        break
                     connection.process_data_events(TICK)
                     self._look(connection)
                     continue

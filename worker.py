@@ -30,13 +30,13 @@ from tareas.task import QUEUE
 from tareas.tell.events import Events
 from tareas.work import forks, handlers, verdict
 from tareas.work.link import Hand, Link
+from tareas.work.refusals import RENEWED
 from tareas.work.signals import Stopping
 from tareas.work.verdict import Bury, Do, GiveBack
 
 MAX_ATTEMPTS = 5
 RETRY_DELAY = 1.0  # seconds before the second attempt; doubled for each one after it
 MOST_PREFETCH = 1000
-RENEWED = 5  # refused dead letters in a row after which the channel is replaced
 DRAINED_WITH_DEAD = 3
 
 
@@ -166,7 +166,6 @@ class Worker:
         if isinstance(todo, Bury):
             return self._bury(ch, tag, properties, body, todo)
 
-        link.prefetch.met(method.redelivered)
         failure, took = self._do(todo, method.redelivered)
         link.prefetch.ended(method.redelivered, failure is None)
         task_id, attempt = todo.task["id"], todo.attempt

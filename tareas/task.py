@@ -17,6 +17,7 @@ from tareas.errors import InvalidTask
 
 QUEUE = "tareas_distribuidas"
 MAX_BYTES = 2**20  # of a body
+SMALL_BYTES = 4096  # of a body that any RabbitMQ takes, whatever its max_message_size
 MAX_ID_BYTES = 255  # the id travels as AMQP's message_id, a short string
 MAX_COMPLEXITY = 86_400  # seconds: a day
 MAX_DEPTH = 100  # objects and lists inside each other; Python's own limit varies with its version and the stack

@@ -68,16 +68,15 @@ def channel_closed(error: ChannelClosedByBroker, address: Address, declaring: st
                       " (rabbitmqctl set_permissions gives configure, write and read)")
     if declaring is None:
         return Refused(f"RabbitMQ at {address.shown} closed the channel: {words}", code)
-    # Any other reason for a 406 is told in RabbitMQ's words alone: a limit of queues, say.
-    differs = code == LOCKED or (code == PRECONDITION_FAILED and "inequivalent arg" in error.reply_text)
-    hint = ": use --queue NAME, or empty the old queue and delete it" if code == PRECONDITION_FAILED else (
-        " (it belongs to another connection: use --queue NAME)")
-    if differs:
-        return QueueDiffers(f"queue {quoted(declaring)} exists with other arguments ({words}){hint}"
-                            if code == PRECONDITION_FAILED else f"queue {quoted(declaring)}: {words}{hint}")
-    if code == PRECONDITION_FAILED:
-        return Trouble(f"queue {quoted(declaring)} cannot be declared: {words}")
-    return Refused(f"queue {quoted(declaring)} cannot be declared: {words}", code)
+    name = quoted(declaring)
+    if code == LOCKED:
+        return QueueDiffers(f"queue {name}: {words} (it belongs to another connection: use --queue NAME)")
+    if code == PRECONDITION_FAILED and "inequivalent arg" in error.reply_text:
+        return QueueDiffers(f"queue {name} exists with other arguments ({words}): use --queue NAME, or empty the old "
+                            "queue and delete it")
+    if code == PRECONDITION_FAILED:  # a limit of queues, say: RabbitMQ's words alone
+        return Trouble(f"queue {name} cannot be declared: {words}")
+    return Refused(f"queue {name} cannot be declared: {words}", code)
 
 
 def no_answer(address: Address) -> Lost:

@@ -15,7 +15,7 @@ from tareas.rabbit import inside
 from tareas.rabbit.connection import Connection
 from tareas.rabbit.inside import UnreadableHeaders
 from tareas.rabbit.queues import dead
-from tareas.task import decode
+from tareas.task import SMALL_BYTES, decode
 from tareas.text import printable, shown
 
 MAX_REASON = 1000  # characters
@@ -32,7 +32,6 @@ MARKS = ("tareas-", "x-death", "x-first-death-", "x-last-death-", "x-delivery-co
 LATEST = 253_402_300_800  # unix seconds: the year 10000, which no calendar shows
 
 NO_COPY = "RabbitMQ takes no copy of so large a message (max_message_size), and moves the message itself"
-SMALL = 4096  # bytes that any RabbitMQ takes
 
 _NAMES = ("content_type", "content_encoding", "priority", "correlation_id", "reply_to",
           "expiration", "message_id", "timestamp", "type", "user_id", "app_id", "cluster_id")
@@ -187,7 +186,7 @@ def _broker_reason(headers: dict[str, Any], body: bytes) -> tuple[str | None, fl
     at = death.get("time")
     moment = at.timestamp() if isinstance(at, datetime) else None
     why = f"RabbitMQ: {death.get('reason')}, in queue {death.get('queue')}"
-    if death.get("reason") == "rejected" and len(body) > SMALL:
+    if death.get("reason") == "rejected" and len(body) > SMALL_BYTES:
         why += f" (by a worker of ours? {NO_COPY}, and the worker's log has the reason)"
     return why, _time(moment)
 

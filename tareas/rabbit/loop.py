@@ -109,10 +109,9 @@ class Loop:
 
     def _raise_the_end(self) -> None:
         """Raise what ended the connection, if it is over. An error of our own goes first."""
-        if self._bug is not None:
-            raise self._bug
-        if self.lost is not None:
-            raise self.lost
+        error = self._bug or self.lost
+        if error is not None:
+            raise error
 
     def close(self, seconds: float) -> None:
         """Send what was handed over, and say goodbye to RabbitMQ if it still listens. Raises an error of our own that
@@ -176,6 +175,7 @@ class Loop:
         self._open_channel()
 
     def _opened(self, channel: Any) -> None: ...
+
     def _open_channel(self) -> None:
         self._connection.channel(on_open_callback=self._guard(self._on_channel))
 

@@ -1,4 +1,4 @@
-"""When a producer publishes again what RabbitMQ did not store."""
+"""When to publish again what RabbitMQ did not store."""
 
 from __future__ import annotations
 

@@ -6,11 +6,11 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable
 
+from tareas.task import SMALL_BYTES
 from tareas.work.sources import Item
 
 MOST = 1000  # tasks: enough to keep RabbitMQ busy, little enough to publish again
 MOST_BYTES = 8 * 2**20
-SMALL = 4096  # bytes that RabbitMQ takes for sure
 
 
 class Window:
@@ -38,7 +38,7 @@ class Window:
         self._bytes = 0
         self._tag = 0
         self._returned: Counter[tuple[str, bytes]] = Counter()
-        self._proven = SMALL  # bytes of a body that RabbitMQ has stored, to the next power of two
+        self._proven = SMALL_BYTES  # bytes of a body that RabbitMQ has stored, to the next power of two
         self._alone = False  # the one task that is sent is larger
         self._careful = 0  # tasks to be sent one at a time
 
@@ -98,7 +98,7 @@ class Window:
         self._bytes -= len(item.body)
         if len(item.body) > self._proven:
             self._proven = 1 << (len(item.body) - 1).bit_length()
-        self._alone, self.missing = False, None
+        self._alone = False
         if not self._returned or not self._returned[item.id, item.body]:
             return item, False
         self._returned -= Counter([(item.id, item.body)])

@@ -38,13 +38,6 @@ MAIN = threading.main_thread()
 
 
 @pytest.fixture
-def peer() -> Iterator[Peer]:
-    made = Peer()
-    yield made
-    made.close()
-
-
-@pytest.fixture
 def opened(peer: Peer) -> Iterator[Callable[..., Connection]]:
     """Opens connections to the peer, and sees to it that nothing of them is left."""
     threads, files = set(threading.enumerate()), len(os.listdir("/proc/self/fd"))

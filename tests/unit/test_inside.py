@@ -31,13 +31,6 @@ BEAT = pika.frame.Heartbeat().marshal()
 
 
 @pytest.fixture
-def peer() -> Iterator[Peer]:
-    made = Peer()
-    yield made
-    made.close()
-
-
-@pytest.fixture
 def connection(peer: Peer) -> Iterator[Connection]:
     with Connection(peer.address(), "test") as made:
         yield made

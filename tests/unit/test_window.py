@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hypothesis import given, strategies as st
 
+from tareas.task import SMALL_BYTES
 from tareas.work import window
 from tareas.work.sources import Item
 from tareas.work.window import Window
@@ -90,7 +91,7 @@ def test_when_it_is_full_nothing_is_taken_from_the_source_and_what_waits_goes_fi
 def test_what_is_larger_than_anything_stored_travels_alone_and_what_was_stored_proves_the_like() -> None:
     made = window_of([Item("small", b"x")])
     big, like = Item("big", bytes(5000)), Item("like", bytes(8000))
-    assert room(made, Item("next", bytes(window.SMALL))) and not room(made, big)
+    assert room(made, Item("next", bytes(SMALL_BYTES))) and not room(made, big)
     assert made.next(lambda: big) is None and made.waiting  # it is held
     made.settle(1, multiple=False)
     assert made.next(lambda: 1 / 0) == big  # type: ignore[arg-type, return-value]
