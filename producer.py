@@ -23,7 +23,7 @@ import pika
 from tareas.cli import Parser, complexity_range, positive, run, seconds
 from tareas.errors import Abandoned, BadLine, Denied, Interrupted, Lost, Refused, Trouble
 from tareas.rabbit import addresses, queues
-from tareas.rabbit.backoff import Rests
+from tareas.rabbit.backoff import Backoff
 from tareas.rabbit.connect import connect
 from tareas.rabbit.connection import Connection
 from tareas.rabbit.explain import ANSWER_TIMEOUT, PRECONDITION_FAILED, no_answer
@@ -56,13 +56,13 @@ class Producer:
         self.events = events or Events("producer")
         self.tell = self.events.tell
         self.published = self.confirmed = 0  # different tasks
-        self.connected = False  # now; as far as publishing
-        self.bad_line: BadLine | None = None
+        self.connected = False  # now, and ready to publish
+        self.bad_line: BadLine | None = None  # what ended the source before its time
         self.progress_due = 0.0
         self.began = time.monotonic()
         self.window, self.refusals = Window(), Refusals()
         self.stopping = Stopping(self._say_stopping)
-        self.rests = Rests(self.tell, connect_timeout)
+        self.backoff = Backoff(self.tell, connect_timeout)  # between two tries to connect
         self.properties = pika.BasicProperties(
             content_type="application/json", delivery_mode=pika.DeliveryMode.Persistent.value, app_id="producer.py"
         )
@@ -93,44 +93,45 @@ class Producer:
         while not self._finished():
             connection = None
             try:
-                with self.stopping.interruptible():  # nothing is on its way
+                with self.stopping.interruptible():  # Ctrl+C ends it at once: nothing is on its way
                     connection = connect(self.addresses, "producer", on_alarm=self.tell, on_lost=self._on_lost)
-                with connection:
+                with connection:  # closed at the end
                     self.publish(connection)
                 return
             except (Lost, Denied) as error:
-                # A broker that comes back may not know its users yet: once it has confirmed, no login is final.
+                # A login refused is final before the first confirm. After it, trying again may help: a broker that
+                # comes back may not know its users yet.
                 if isinstance(error, Denied) and (connection is not None or not self.confirmed):
                     raise
-                if connection is not None and error is not connection.lost:  # else it was told when it happened
+                if connection is not None and error is not connection.lost:  # else _on_lost was called at once
                     self._on_lost(error)
                 if isinstance(error, Refused) and error.code == PRECONDITION_FAILED and (item := self.window.blame()):
                     raise Trouble(f"{self.source.place(item)} is not stored: {error}") from None
                 reason = str(error)
             self.connected = False
             self.window.lost()
-            if self._given_up():
+            if self._stops_now():
                 return
-            rest = self.rests.next(reason)
+            rest = self.backoff.next(reason)
             self.events.waiting()
             self.stopping.rest(rest)
 
     def publish(self, connection: Connection) -> None:
-        """Declare, publish, wait for the confirms. Returns when there is nothing left to do, or stopped."""
+        """Declare, publish, wait for the confirms. Returns when all is confirmed, or after a signal."""
         with self.stopping.interruptible():
             self._declare(connection)
             connection.confirm_delivery(self._on_confirm, self._on_return)
         self.connected = True
         self.tell("connected", address=connection.address.shown)
-        self.rests.connected()
+        self.backoff.connected()
         try:
             while True:
                 item = self._next(connection)
                 if item is None:
-                    if self._finished() or self._given_up():
+                    if self._finished() or self._stops_now():
                         break
-                    connection.process_data_events(TICK)
-                    self._look(connection)
+                    connection.process_data_events(TICK)  # it waits, and calls _on_confirm and _on_return
+                    self._tend(connection)
                     continue
                 self.window.published(item)
                 self.properties.message_id, self.properties.timestamp = item.id, int(time.time())
@@ -138,23 +139,22 @@ class Producer:
                     exchange="", routing_key=self.queue, body=item.body, properties=self.properties, mandatory=True
                 )
         except (Lost, Trouble):
-            while connection.process_data_events():  # what was confirmed before is not published again
+            while connection.process_data_events():  # confirms that came before it: those tasks are not published again
                 pass
             raise
-        connection.close()
 
     def _next(self, connection: Connection) -> Item | None:
-        """The task to publish now. None: there is none for now, or it has to wait."""
+        """The task to publish now, new or once more. None: there is none now, or it has to wait."""
         if connection.blocked or self.stopping.requested or self.refusals.resting:
             return None
         again = bool(self.window.again)
-        item = self.window.next(lambda: self._take(connection))
+        item = self.window.next(lambda: self._take(connection))  # a new one is taken only if there is room for it
         if item is not None and self.events.as_json:
             self.tell("published", id=item.id, **({"again": True} if again else {}))
         return item
 
     def _take(self, connection: Connection) -> Item | None:
-        """The next new task, None if there is none now or for ever."""
+        """A new task from the source. None: it has none now, or is at its end."""
         if self.bad_line or self.source.ended:
             return None
         try:
@@ -165,13 +165,13 @@ class Producer:
         if item is not None:
             self.published += 1
         elif not self.source.ended and (fd := self.source.fileno()) is not None:
-            connection.watch(fd)
+            connection.watch(fd)  # process_data_events returns when the pipe has more
         return item
 
     # -- what RabbitMQ answers
 
     def _on_confirm(self, frame: Any) -> None:
-        """An answer for one task, or for all up to one: stored, or not."""
+        """RabbitMQ's ack (stored) or nack (not stored), for one task or for all up to one."""
         method = frame.method
         stored = isinstance(method, pika.spec.Basic.Ack)
         for item, returned in self.window.settle(method.delivery_tag, method.multiple):
@@ -188,10 +188,10 @@ class Producer:
                     self.tell("refused", id=item.id, reason="RabbitMQ does not store it: the queue is full, or has "
                               "lost its leader; trying again")
         if stored:
-            self.rests.reset()
+            self.backoff.reset()
 
     def _on_return(self, properties: Any, body: bytes) -> None:
-        """No queue took it: it was deleted. What came back is published again."""
+        """A task reached no queue, as the queue was deleted: the task is published again after its confirm."""
         self.window.returned(str(properties.message_id), body)
 
     def _on_lost(self, error: Exception) -> None:
@@ -199,8 +199,8 @@ class Producer:
         if self.connected and isinstance(error, Lost):
             self.tell("connection_lost", reason=str(error))
 
-    def _look(self, connection: Connection) -> None:
-        """What is to be seen to between two events."""
+    def _tend(self, connection: Connection) -> None:
+        """Show the progress, and mend what keeps tasks from being confirmed: no queue, no answer, only refusals."""
         if not self.events.as_json and self.confirmed > SHOWN and time.monotonic() >= self.progress_due:
             self.progress_due = time.monotonic() + 1
             self.events.progress(self.confirmed, self.source.total, time.monotonic() - self.began)
@@ -209,15 +209,15 @@ class Producer:
         if self.window.missing is not None:
             self.tell("returned", id=self.window.missing, reason=f"there is no queue {self.queue}: declaring it anew")
             self._declare(connection)
-            while connection.process_data_events():  # what came back before the queue was there needs no other one
+            while connection.process_data_events():  # returns from before the queue was there
                 pass
             self.window.missing = None
         if self.window and time.monotonic() - max(self.window.since, connection.sending) > ANSWER_TIMEOUT:
-            # RabbitMQ 4.3 left a thousand unconfirmed for ever after a node that stood still had come back (measured).
+            # A node of RabbitMQ 4.3 that had stood still left a thousand tasks unconfirmed for ever (measured).
             raise no_answer(connection.address)
         if self.refusals.stuck:
             self.refusals.renewed()
-            if self.window:  # while the leader's machine stands still, it takes seconds for each of a thousand
+            if self.window:  # the leader stands still: each of a thousand refusals takes seconds
                 raise Lost(f"RabbitMQ at {connection.address.shown} refuses one task after the other, and takes its "
                            "time for each: trying another connection")
             connection.renew()
@@ -236,11 +236,12 @@ class Producer:
         ended = not self.window.waiting and (self.bad_line is not None or self.source.ended)
         return not self.window and (ended or self.stopping.requested is not None)
 
-    def _given_up(self) -> bool:
-        """Whether a signal ends this: nothing is on its way, or has been for long enough."""
+    def _stops_now(self) -> bool:
+        """Whether a signal came, and the confirms that were still to come are here or took too long."""
         return self.stopping.requested is not None and (not self.window or self.stopping.age > STOP_WAIT)
 
     def _complete(self) -> bool:
+        """Whether the whole source is confirmed."""
         return self.source.ended and not self.window and not self.window.waiting and self.bad_line is None
 
     # -- what it says
@@ -253,7 +254,7 @@ class Producer:
                 + (f"; not published: {not_published}" if not_published else ""))
 
     def _left(self) -> str:
-        """What is left unpublished, and that tasks before it may be so, too; empty if nothing is."""
+        """What of the source is not published, and how many tasks before that are not confirmed; empty if all is."""
         blamed = self.window.blamed
         left, unsure = self.source.left(after=blamed and blamed.line), self.published - self.confirmed
         return f"{left}; unconfirmed before it: {unsure:,}" if left and unsure and not blamed else left

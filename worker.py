@@ -21,7 +21,7 @@ import tareas.needed  # isort: skip  # noqa: F401 (it says so if pika is missing
 from tareas.cli import Parser, run, seconds, up_to, worker_name
 from tareas.errors import Abandoned, ConsumerGone, Denied, Interrupted, Lost, Nacked, Trouble, Unroutable
 from tareas.rabbit import addresses, letters, queues
-from tareas.rabbit.backoff import Rests
+from tareas.rabbit.backoff import Backoff
 from tareas.rabbit.connect import connect
 from tareas.rabbit.connection import Connection
 from tareas.rabbit.inside import UnreadableHeaders, read_any_headers
@@ -30,7 +30,7 @@ from tareas.task import QUEUE
 from tareas.tell.events import Events
 from tareas.work import forks, handlers, verdict
 from tareas.work.link import Hand, Link
-from tareas.work.refusals import RENEWED
+from tareas.work.refusals import RENEW_AFTER
 from tareas.work.signals import Stopping
 from tareas.work.verdict import Bury, Do, GiveBack
 
@@ -62,13 +62,13 @@ class Worker:
         self.tasks_processed = self.tasks_failed = self.tasks_dead_lettered = 0
         self.seconds_busy = 0.0
         self.attempt = 1  # of the task in hand
-        self.hand = Hand.NOTHING
-        self.cut: tuple[str, str] | None = None  # the last task that lost its connection, and why
+        self.hand = Hand.NOTHING  # what this worker does now, for whoever stops it
+        self.cut: tuple[str, str] | None = None  # the id of the last task that lost its connection, and why it did
         self.events = events or Events(worker_id)
         self.tell = self.events.tell
         self.stopping = Stopping(self._say_stopping, grace)
-        self.link = Link(None, worker_id, self.stopping, queue, drain, prefetch)
-        self.rests = Rests(self.tell, connect_timeout)
+        self.link = Link(None, worker_id, self.stopping, queue, drain, prefetch)  # what ends with the connection
+        self.backoff = Backoff(self.tell, connect_timeout)  # between two tries to connect
         self.letters = letters.Writer(queue, worker_id)
 
     # -- the life of a worker
@@ -76,14 +76,14 @@ class Worker:
     def start(self) -> int:
         """Consume, and connect again whenever the connection is lost. Returns the exit status. Raises Trouble if there
         is no way on: login refused, the queue exists with other arguments, nobody answered within connect_timeout."""
-        read_any_headers()
-        with self.stopping:
+        read_any_headers()  # or pika would lose the connection over some of them
+        with self.stopping:  # it minds Ctrl+C and SIGTERM
             try:
                 self._stay_connected()
                 status = DRAINED_WITH_DEAD if self.drain and self.tasks_dead_lettered else 0
-            except Interrupted:
+            except Interrupted:  # the first signal came while it connected
                 status = 0
-            except Abandoned:
+            except Abandoned:  # the second signal, or the end of the grace time
                 status = 128 + (self.stopping.abandoned or signal.SIGINT)
             except Trouble:
                 if self.seconds_busy or self.tasks_dead_lettered:
@@ -98,20 +98,20 @@ class Worker:
             try:
                 with self.stopping.interruptible():
                     connection = connect(self.addresses, self.worker_id, on_alarm=self.tell, on_lost=self._on_lost)
-                with connection:
+                with connection:  # closed at the end
                     self.consume(connection)
                 return
             except (Lost, Denied) as error:
-                # A broker that comes back may not know its users yet: once we have consumed, no login is final. A
-                # missing permission to consume or to bury is: the next worker would get the same task.
+                # Denied before the first consume, or on the connection that consumed, is final: waiting will not help.
+                # Denied on connecting again is not: a broker that comes back may not know its users yet.
                 if isinstance(error, Denied) and self.link.connection in (None, connection):
                     raise
-                if connection is not None and error is not connection.lost:  # else it was told when it happened
+                if connection is not None and error is not connection.lost:  # else _on_lost was called at once
                     self._on_lost(error)
                 reason = str(error)
             if self.stopping.requested:
                 return
-            rest = self.rests.next(reason)
+            rest = self.backoff.next(reason)
             self.events.waiting()
             self.stopping.rest(rest)
 
@@ -123,25 +123,25 @@ class Worker:
             connection.confirm_delivery()  # of dead letters
         self.tell("connected", address=connection.address.shown)
         link = self.link = Link(connection, self.worker_id, self.stopping, self.queue, self.drain, self.prefetch)
-        self.rests.connected()
-        forks.at_fork(self, lambda worker: connection.forget())
+        self.backoff.connected()
+        forks.at_fork(self, lambda worker: connection.forget())  # a handler's child must not keep the socket open
         try:
             while not self.stopping.requested:
-                if link.do_next(self.callback):
+                if link.do_next(self.callback):  # a delivery that is here already
                     link.idle.busy()
-                elif not link.consuming:
+                elif not link.consuming:  # at first, and again when the prefetch changes
                     link.prefetch.now = link.prefetch.wanted
                     connection.basic_qos(prefetch_count=link.prefetch.now)
                     connection.basic_consume(
                         queue=self.queue, on_message_callback=self.callback, auto_ack=False, consumer_tag=self.worker_id
                     )
                     link.consuming = True
-                elif connection.process_data_events(link.idle.tick):
+                elif connection.process_data_events(link.idle.tick):  # it waits, and calls the callback
                     link.idle.busy()
                 elif link.idle.drained(connection):
                     break
             link.take_no_more()
-            while link.do_next(self.callback):
+            while link.do_next(self.callback):  # what is here already is done before the stop
                 pass
         finally:
             with contextlib.suppress(Lost):  # or it would hide an error of our own
@@ -152,12 +152,12 @@ class Worker:
     def callback(self, ch: Any, method: Any, properties: Any, body: bytes) -> None:
         """Do one delivery and settle it: ack, nack with requeue, or a dead letter and then ack."""
         link, tag = self.link, method.delivery_tag
-        if self.stopping.requested and link.prefetch.most == 1:  # it came too late
-            link.settle()
+        if self.stopping.requested and link.prefetch.most == 1:  # it came after the stop
+            link.before_settling()
             ch.basic_nack(delivery_tag=tag, requeue=True)
             return
-        if not link.alone((method, properties, body)):
-            return  # it comes again, from link.hand
+        if not link.may_begin((method, properties, body)):
+            return  # link.do_next brings it again
         self.attempt = verdict.attempt(method.redelivered, properties.headers, link.version)
         todo = verdict.on_delivery(
             body, self.attempt, self.max_attempts, simulated=self.handler is None, cut=self.cut,
@@ -167,27 +167,27 @@ class Worker:
             return self._bury(ch, tag, properties, body, todo)
 
         failure, took = self._do(todo, method.redelivered)
-        link.prefetch.ended(method.redelivered, failure is None)
+        link.prefetch.ended(method.redelivered, well=failure is None)
         task_id, attempt = todo.task["id"], todo.attempt
         try:
-            self.link.settle()
+            link.before_settling()
         except Lost as error:
             self.cut = task_id, str(error)
             self.tell("discarded", id=task_id, attempt=attempt, reason="the connection was lost while it ran: "
                       "RabbitMQ gives the task to whoever is free")
             raise
-        end = verdict.on_end(failure, todo, self.max_attempts, self.retry_delay)
-        if isinstance(end, Bury):
-            self._bury(ch, tag, properties, body, end)
-        elif isinstance(end, GiveBack):
+        outcome = verdict.on_end(failure, todo, self.max_attempts, self.retry_delay)
+        if isinstance(outcome, Bury):
+            self._bury(ch, tag, properties, body, outcome)
+        elif isinstance(outcome, GiveBack):
             # The task returns to the head of the queue. Without a rest, a few tasks that always fail would keep every
             # worker from all the others.
             link.ack_done(ch)
             self.hand, began = Hand.RESTING, time.monotonic()
-            self.events.resting(task_id, end.rest)
-            self.stopping.rest(end.rest)
+            self.events.resting(task_id, outcome.rest)
+            self.stopping.rest(outcome.rest)
             self.hand = Hand.NOTHING
-            self.link.settle()
+            link.before_settling()
             self.tell("requeued", id=task_id, attempt=attempt, rest=round(time.monotonic() - began, 3))
             ch.basic_nack(delivery_tag=tag, requeue=True)
         else:
@@ -195,9 +195,9 @@ class Worker:
             self.tasks_processed += 1
             if link.prefetch.careful:
                 ch.basic_ack(delivery_tag=tag)
-            elif link.prefetch.done(tag):
+            elif link.prefetch.done(tag):  # enough are done for one ack that covers them all
                 link.ack_done(ch)
-            self.rests.reset()
+            self.backoff.reset()
 
     def _do(self, do: Do, redelivered: bool) -> tuple[BaseException | None, float]:
         """Have the task done: what it raised, and the seconds it took."""
@@ -225,42 +225,43 @@ class Worker:
         if self.handler is None:
             handlers.simulate(task_data, self.attempt)
         else:
-            with forks.parent_only():
-                handlers.finish(self.handler(task_data))
+            with forks.parent_only():  # a child that it forks never gets past here
+                handlers.refuse_unfinished(self.handler(task_data))
 
     def _bury(self, ch: Any, tag: int, properties: Any, body: bytes, why: Bury) -> None:
         """Confirm the dead letter, then ack the original: a worker that dies between the two leaves one too many,
         never one too few."""
-        self.link.settle()
+        self.link.before_settling()
         self.link.ack_done(ch)
         self.hand = Hand.BURYING
         try:
-            whole = self.letters.write(ch, properties, body, why.reason, why.attempts)
+            copied = self.letters.write(ch, properties, body, why.reason, why.attempts)
         except (Nacked, Unroutable) as error:
             return self._give_back_unburied(ch, tag, error)
         finally:
             self.hand = Hand.NOTHING
-        self.link.refused, self.tasks_dead_lettered = 0, self.tasks_dead_lettered + 1
+        self.link.refused = 0
+        self.tasks_dead_lettered += 1
         shown = {} if why.task_id or self.events.as_json else {"message_id": properties.message_id}
-        reason = why.reason if whole else f"{why.reason}; {letters.NO_COPY}"
+        reason = why.reason if copied else f"{why.reason}; {letters.NO_COPY}"
         self.tell("dead_lettered", id=why.task_id, attempt=why.attempts, reason=reason, **shown)
-        self.link.settle()
-        if whole:
+        self.link.before_settling()
+        if copied:
             ch.basic_ack(delivery_tag=tag)
         else:  # RabbitMQ takes no copy of this message: it moves the message itself
             ch.basic_nack(delivery_tag=tag, requeue=False)
-        self.rests.reset()
+        self.backoff.reset()
 
     def _give_back_unburied(self, ch: Any, tag: int, refusal: Exception) -> None:
         """RabbitMQ has not taken the dead letter: rest, then give the task back."""
         reason = f"the dead-letter {refusal}"
-        self.rests.say(RETRY_DELAY, reason)
+        self.backoff.say(RETRY_DELAY, reason)
         self.stopping.rest(RETRY_DELAY)
         self.link.refused += 1
         if isinstance(refusal, Unroutable):  # connecting anew declares the queue
             raise Lost(reason)
-        self.link.settle()
-        if self.link.refused % RENEWED:
+        self.link.before_settling()
+        if self.link.refused % RENEW_AFTER:
             ch.basic_nack(delivery_tag=tag, requeue=True)
         else:  # a channel of RabbitMQ 3.10 that met the queue while its leader was down refuses for ever (measured)
             self.link.renew()
@@ -269,7 +270,7 @@ class Worker:
 
     def _on_lost(self, error: Exception) -> None:
         """The connection ended. In its own thread, at once, whatever the task does."""
-        if isinstance(error, Lost):
+        if isinstance(error, Lost):  # else it is Trouble, which ends this worker with a line of its own
             self.tell("cancelled" if isinstance(error, ConsumerGone) else "connection_lost", reason=str(error))
 
     def _say_stopped(self) -> None:

@@ -13,7 +13,7 @@ LONGEST = 30.0  # seconds
 GROWTH = 1.5  # with 2, workers were idle for up to 8 s after a broker's restart of 10 s
 
 
-class Rests:
+class Backoff:
     """The rests between tries to connect: growing, bounded, and jittered, as many workers lose a broker at once.
 
     They begin anew with progress only (a confirm, an ack), or after a connection that lasted as long as the longest

@@ -82,8 +82,8 @@ def _check_takes_a_task(found: Callable[..., Any], name: str) -> None:
         raise WrongCall(f"--handler: {quoted(name)} must take one argument, the task; it takes {taken}") from None
 
 
-def finish(result: Any) -> None:
-    """Refuse a result that is work not yet done: a coroutine or generator that nobody runs. Raises TypeError."""
+def refuse_unfinished(result: Any) -> None:
+    """Raise TypeError if the result is a coroutine or generator: nobody runs it, so the work is not done."""
     if inspect.isawaitable(result) or inspect.isgenerator(result) or inspect.isasyncgen(result):
         if inspect.iscoroutine(result):
             result.close()  # or Python warns on stderr that it was never awaited

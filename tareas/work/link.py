@@ -1,4 +1,4 @@
-"""What a worker holds on one connection. It dies with the connection."""
+"""What a worker knows of one connection, and holds on it. All of it ends with the connection."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from tareas.work.signals import Stopping
 if TYPE_CHECKING:
     from tareas.rabbit.connection import Connection
 
-LONG = 1.0  # seconds between two acks after which the connection is looked at first
+LONG = 1.0  # seconds since the last ack or nack; after more, the connection is looked at before the next one
 
 
 class Hand(Enum):
-    """What a worker has in hand; in words: what the first signal finds, and what becomes of it."""
+    """What a worker does with its task; in words: what a first signal finds, and what comes of it."""
 
     NOTHING = "nothing in hand"
     WORKING = "finishing the task in hand; once more after a second gives it back"
@@ -29,7 +29,7 @@ class Hand(Enum):
 
 
 class Link:
-    """One connection of a worker: whether it consumes, how much it may have at hand, and what it has.
+    """One connection of a worker: whether it consumes, and which deliveries wait in this process.
 
     connection: None before the first one. name: the consumer tag. stopping: asked before each ack and nack. drain: see
     Idle. prefetch: see Prefetch.
@@ -42,82 +42,88 @@ class Link:
         self.prefetch = Prefetch(prefetch)
         self.idle = Idle(queue, drain)
         self.consuming = False
-        self.hand: deque[Delivery] = deque()  # deliveries that wait here, in the order to do them
-        self.in_order = False  # the delivery that is done now comes from `hand`
-        self.refused = 0  # dead letters in a row
-        self.settled = time.monotonic()  # when
+        self.refused = 0  # dead letters in a row that RabbitMQ did not store
+        self._aside: deque[Delivery] = deque()  # deliveries put aside, in the order to do them
+        self._from_aside = False  # the delivery in hand was one of them
+        self._settled = time.monotonic()  # when the last ack or nack was due
 
     @property
     def version(self) -> tuple[int, ...]:
-        """RabbitMQ's."""
+        """RabbitMQ's version; (0,) if it is not known."""
         return self.connection.version if self.connection else (0,)
 
     def do_next(self, do: Callable[..., None]) -> bool:
-        """Do one of the tasks that are at hand. False: there is none, and all that is done is acknowledged."""
+        """Do one delivery that is here already, without a wait. False: there is none, and what is done is acknowledged.
+
+        do: called with (connection, method, properties, body); the same function as for basic_consume.
+        """
         assert self.connection is not None
-        if self.hand:
-            if self.hand[0][0].redelivered:  # it may kill this worker: first the acks of those before it have to be out
+        if self._aside:
+            if self._aside[0][0].redelivered:  # it may kill this worker: the acks before it have to be out first
                 self.connection.look()
             if self.connection.lost is not None:
                 raise self.connection.lost
-            self.in_order = True
-            do(self.connection, *self.hand.popleft())
-            self.in_order = False
+            self._from_aside = True
+            do(self.connection, *self._aside.popleft())
+            self._from_aside = False
         elif not self.connection.process_data_events():
             self.ack_done(self.connection)
             return False
         return True
 
-    def settle(self) -> None:
-        """Be ready for an ack or nack: call this before each of them.
+    def before_settling(self) -> None:
+        """Call this before each ack and nack.
 
-        RabbitMQ sends the next task upon an ack. So take no more first if a stop was asked for, or if the prefetch
-        grows.
-        Raises what ended the connection: the delivery is not ours any more then.
+        RabbitMQ sends the next task upon an ack. So the consumer is cancelled first when a stop was asked for, or when
+        the prefetch is about to grow.
+        Raises what ended the connection, if it is over: RabbitMQ has given the delivery to someone else.
         """
         if self.stopping.requested or self.prefetch.wanted > self.prefetch.now:
             self.take_no_more()
         if self.connection is None:
             return
-        last, self.settled = self.settled, time.monotonic()
-        if self.settled - last > LONG:
+        last, self._settled = self._settled, time.monotonic()
+        if self._settled - last > LONG:
             self.connection.look()
         if self.connection.lost is not None:
             raise self.connection.lost
 
     def take_no_more(self) -> None:
-        """Have RabbitMQ send nothing from now on."""
+        """Cancel the consumer, so that RabbitMQ sends nothing more."""
         if self.consuming and self.connection is not None:
             self.consuming = False
             if not (self.stopping.requested and self.connection.blocked):  # it would not even hear us
                 self.connection.basic_cancel(self.name)
 
     def renew(self) -> None:
-        """Take another channel. All that is at hand goes back to RabbitMQ with the old one."""
+        """Take another channel. With the old one, all deliveries that are here go back to RabbitMQ."""
         assert self.connection is not None
         self.connection.renew()
-        self.connection.waiting()
-        self.hand.clear()
+        self.connection.waiting()  # dropped: they came on the old channel
+        self._aside.clear()
         self.consuming = False
         self.connection.confirm_delivery()
 
     def ack_done(self, channel: Any) -> None:
-        """Acknowledge together what is done and waits for its ack."""
+        """Acknowledge, with one ack, all tasks that are done and not acknowledged."""
         if tag := self.prefetch.take():
             channel.basic_ack(delivery_tag=tag, multiple=True)
 
-    def alone(self, delivery: Delivery) -> bool:
-        """Whether a delivery may begin. One that came back may have killed a worker: it waits, in `hand`, until nothing
-        else is at hand that could be lost with it."""
-        alone = self.prefetch.most == 1 or self.in_order or (self.consuming and self.prefetch.now == 1)
+    def may_begin(self, delivery: Delivery) -> bool:
+        """Whether this delivery may begin now. False: it is put aside, and do_next brings it again.
+
+        A redelivered task may have killed a worker. Before it begins, the consumer is cancelled, what is done is
+        acknowledged, and all deliveries that are here are put in order (see in_order).
+        """
+        alone = self.prefetch.most == 1 or self._from_aside or (self.consuming and self.prefetch.now == 1)
         if not delivery[0].redelivered or alone or self.connection is None:
             return True
         self.take_no_more()
         self.prefetch.met(redelivered=True)
         self.ack_done(self.connection)
-        self.prefetch.now = 1  # from here on the order is ours: an ack must not cover what has not begun
+        self.prefetch.now = 1  # an ack each from here on: in our order, one for several would cover what has not begun
         version = self.version
-        self.hand.extend(in_order(
+        self._aside.extend(in_order(
             [delivery, *self.connection.waiting()],
             lambda it: verdict.attempt(it[0].redelivered, it[1].headers, version),
         ))  # fmt: skip

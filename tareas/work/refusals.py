@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 REST = (0.1, 2.0)  # seconds before a full queue is asked again: the first rest and the longest
-RENEWED = 5  # refusals in a row after which the channel is replaced: some 3 s, and then every 10 s
+RENEW_AFTER = 5  # refusals in a row after which the channel is replaced: some 3 s, and then every 10 s
 
 
 class Refusals:
@@ -24,7 +24,7 @@ class Refusals:
     def stuck(self) -> bool:
         """Whether it is time for another channel. One of RabbitMQ 3.10 that met the queue while its leader was down
         refuses for ever (measured)."""
-        return self.number > 0 and self.number % RENEWED == 0 and not self.resting
+        return self.number > 0 and self.number % RENEW_AFTER == 0 and not self.resting
 
     def add(self) -> bool:
         """RabbitMQ did not store a task. Whether that is news."""

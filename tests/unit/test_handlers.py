@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tareas.errors import SimulatedFailure, WrongCall
-from tareas.work.handlers import describe, finish, load, simulate
+from tareas.work.handlers import describe, load, refuse_unfinished, simulate
 
 ROOT = Path(__file__).parents[2]
 
@@ -169,12 +169,12 @@ def future() -> Any:
 @pytest.mark.parametrize("make", [coroutine, some_later, lambda: (n for n in "ab"), future])
 def test_work_that_nobody_has_done_is_no_result(make: Callable[[], Any]) -> None:
     with pytest.raises(TypeError, match="its work was not done"):
-        finish(make())
+        refuse_unfinished(make())
 
 
 @pytest.mark.parametrize("result", [None, 0, False, "text", [], {}, range(3), iter([]), ValueError("returned")])
 def test_any_other_result_is_fine(result: object) -> None:
-    finish(result)
+    refuse_unfinished(result)
 
 
 # -- the simulated work
