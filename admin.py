@@ -44,7 +44,7 @@ HELD = " but those that another command holds (a replay?): look again later"
 
 
 def say(text: str, file: TextIO | None = None) -> None:
-    """Print a line. What is said of a letter is out before the next is touched."""
+    """Print a line and flush it: each dead letter is shown before the next one is touched."""
     stream = file or sys.stdout
     print(text, file=stream)
     if stream is not None:
@@ -91,12 +91,12 @@ def main(argv: list[str] | None = None) -> int:
 
 @contextlib.contextmanager
 def opened(args: Namespace) -> Iterator[Connection]:
-    """A connection. However this process ends, RabbitMQ takes back the letters that were taken and not settled."""
+    """A connection. However this process ends, the letters that it has not settled go back to their queue."""
     read_any_headers()
     try:
         with connect(addresses.parse(args.url or addresses.default_url()), "admin", tries=3, on_alarm=warn) as opened:
             yield opened
-            opened.basic_qos(1)  # RabbitMQ answers behind what was settled: an ack that was cut off is no success
+            opened.basic_qos(1)  # its answer follows all acks: a connection that broke before is no success
     except Refused as error:
         if error.code != NOT_FOUND:
             raise Trouble(str(error)) from None
@@ -107,7 +107,7 @@ def opened(args: Namespace) -> Iterator[Connection]:
 
 
 def warn(word: str, **facts: Any) -> None:
-    """Say on stderr that an alarm holds us up, or does no longer."""
+    """Say on stderr that an alarm blocks us, or that it has ended."""
     complain("admin.py", WORDS[word].text.format_map(facts), 0)
 
 
@@ -132,7 +132,7 @@ def show_status(args: Namespace) -> int:
 
 
 def holders(connection: Connection, args: Namespace) -> int:
-    """How many commands are at the dead letters. Whoever has none to consume does not count."""
+    """How many other commands consume the dead letters, when this one has found none to consume."""
     return int(queues.counts(connection, queues.dead(args.queue)).consumer_count)
 
 
@@ -150,7 +150,7 @@ def list_dead(args: Namespace) -> int:
         with opened(args) as connection:
             for number, each in enumerate(letterbox.look(connection, args.queue), 1):
                 if number > args.limit:
-                    continue  # taken nevertheless: see give_back
+                    continue  # taken all the same: see give_back
                 if not args.json:
                     page.write(in_words(each) + "\n")
                 elif each.task is not None:
@@ -214,7 +214,7 @@ def discard_dead(args: Namespace) -> int:
 
 
 def asked(args: Namespace) -> int | None:
-    """Have a person confirm; how many letters at most the answer was about. Raises Trouble unless it is yes."""
+    """Ask a person. Returns how many letters the answer covers at most. Raises Trouble unless the answer is yes."""
     if sys.stdin is None or not sys.stdin.isatty():
         raise WrongCall("discard deletes for good, and there is no terminal to ask at: say --yes")
     number, what = None, ", ".join(quoted(name) for name in args.ids)

@@ -31,15 +31,15 @@ from tareas.story.timeline import OWN
 from tareas.task import QUEUE
 from tareas.text import quoted
 
-WORKERS = (2, 16)  # one alone has nobody to take over from it; more do not fit on a screen
+WORKERS = (2, 16)  # one has nobody to take over its task; more do not fit on a screen
 
 
 def perform(options: Any, tasks: Sequence[Task], signals: Signals) -> int:
-    """The demo from curtain to curtain: it runs producer.py and worker.py as they are, and reads what they print.
+    """The whole demo: it runs producer.py and worker.py as they are, and reads what they print.
 
     Returns the exit status. Raises Trouble, or Interrupted after a signal.
     """
-    # Here, and not at the top: these take a while to import, and Ctrl+C is ours by now.
+    # Not at the top: these take a while to import, and by now we handle Ctrl+C.
     from tareas.lab.provide import provide
     from tareas.rabbit.explain import HOW_TO_START
     from tareas.story.view import View, complain
@@ -48,7 +48,7 @@ def perform(options: Any, tasks: Sequence[Task], signals: Signals) -> int:
     view = View(unsaid=HOW_TO_START)  # the demo starts RabbitMQ itself
     if not (options.url or os.environ.get("AMQP_URL")):
         view.remark("A private RabbitMQ starts ...")
-    signals.raising = True  # till the first line of the block: starting RabbitMQ is what takes long
+    signals.raising = True  # while RabbitMQ starts, which takes long
     with provide(options.url) as rabbitmq:
         signals.raising = False
         signals.check()
@@ -85,7 +85,7 @@ def perform(options: Any, tasks: Sequence[Task], signals: Signals) -> int:
 
 @contextlib.contextmanager
 def borrowed(url: str, queue: str, signals: Signals, say: Callable[[str], None]) -> Iterator[None]:
-    """A queue of this run alone on a RabbitMQ that lives on: it and its dead-letter queue are deleted afterwards.
+    """The queues of this run on a RabbitMQ that is not its own. They are deleted afterwards.
 
     Raises Trouble at once if RabbitMQ cannot be reached: the workers would wait for it.
     """
@@ -145,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return perform(options, tasks, signals)
         except Interrupted as interrupted:
             signum = interrupted.signum
-        # Only here is everything that the exception held on to let go.
+        # Outside of `except`: in there, the exception keeps alive what is to be cleaned up.
         how = "Ctrl+C" if signum == signal.SIGINT else signal.Signals(signum).name
         print(f"demo.py: ended by {how}: its workers and queue are gone, nothing is left behind", file=sys.stderr)
         return 128 + signum

@@ -1,8 +1,8 @@
 """Measure the project beside its peers on one private RabbitMQ: python -m bench [--only ROW] [--runs N] [--quick]
 
-Every row is measured in turns, all contenders in each, and judged by the ratios within the turns: what else the
-machine does meanwhile touches all alike. Writes bench/RESULTS.md and imagenes/bench.svg, from the rows measured now
-and those of before (bench/results). Linux only: it reads /proc.
+Each turn of a row measures all contenders, and the ratios within the turns are judged: what else the machine does
+touches all alike. Writes bench/RESULTS.md and imagenes/bench.svg, from the rows measured now and those of before
+(bench/results). Linux only: it reads /proc.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ BOUND = VENV / "bound"  # the compiled C program
 
 @dataclass(frozen=True)
 class Contender:
-    """A command line for each job, with {placeholders}; a word that is empty in the end is left out.
+    """A command line for each job, with {placeholders}; empty words are left out.
 
     {file}: the tasks; {queue}, {port}; {drain}: --drain where the queue was filled before; {mark}: a folder for marks;
     {name} of this worker; {prefetch}: --prefetch N, if that is not 1 (the peers have it from the environment).
@@ -27,16 +27,16 @@ class Contender:
     how: str
     publish: str = ""
     work: str = ""
-    one: str = ""  # publish one task and end, where that is not `publish` of a file
-    pool: bool = False  # `work` makes {workers} of them; otherwise it is started that often
-    consumers: int = 0  # how many RabbitMQ sees, where that is not one for each worker
+    one: str = ""  # publish one task and end, if that is not `publish` of a file
+    pool: bool = False  # `work` starts {workers} of them; otherwise it is started that often
+    consumers: int = 0  # as RabbitMQ counts them, if not one for each worker
     pipelined: bool = False  # whether it publishes many before the first is confirmed
-    envelope: bool = False  # whether its tasks are in a form of its own: only its own publisher makes it
+    envelope: bool = False  # whether its tasks have a form that only its own publisher makes
     events: bool = False  # whether its progress is read from its output
     prefetch: int = 1
 
     def at(self, prefetch: int, *, named: bool = False) -> Contender:
-        """The same with that prefetch; named: told apart from itself with another one."""
+        """The same with this prefetch; named: and with the prefetch in its name."""
         return replace(self, prefetch=prefetch, name=f"{self.name}, prefetch {prefetch}" if named else self.name)
 
     def command(self, template: str, **values: object) -> list[str]:

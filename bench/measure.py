@@ -1,7 +1,7 @@
 """Run a contender's commands and measure them from outside, in the same way for all.
 
-How far workers are is read from marks: a worker of ours tells its events to a file, every other one counts in a file
-of shared memory (peers/common.py). So the harness sees each start of a task, and ends all when the last is done.
+The progress of workers is read from marks: a worker of ours writes its events to a file, every other one counts in a
+file of shared memory (peers/common.py). So the harness sees each start of a task, and ends all when the last is done.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ class Workers:
                     os.kill(pid, number)
 
     def slice(self, seconds: float) -> tuple[int, float, float]:
-        """Let paused workers run so long: the tasks that they started, the seconds that it was, their CPU."""
+        """Let paused workers run for this time. Returns the tasks that they started, the real time, their CPU time."""
         before, used, began = total(self.marks.read()), cpu(self.processes), time.perf_counter()
         self.signal(signal.SIGCONT)
         time.sleep(seconds)
@@ -141,7 +141,7 @@ class Bench:
 
     @contextlib.contextmanager
     def queue(self, contender: Contender) -> Iterator[str]:
-        """A fresh queue with our arguments; gone afterwards, with what the contender declared beside it."""
+        """A fresh queue with our arguments; deleted afterwards, with what the contender declared beside it."""
         name = f"bench-{contender.name.split()[0].strip(',')}-{uuid.uuid4().hex[:8]}"
         with self.connection() as connection:
             for declared, arguments in declarations(name):
@@ -178,7 +178,7 @@ class Bench:
         )  # fmt: skip
 
     def publish(self, contender: Contender, file: Path | None, queue: str, count: int) -> float:
-        """Seconds that it takes the whole process to publish a file of so many tasks (None: its shortest way, one)."""
+        """Seconds of a whole process that publishes `count` tasks from this file; without one, one task its own way."""
         arguments = dict(declarations(queue))[queue]
         words = " ".join(f"{name}={value}" for name, value in arguments.items())
         before = self.state(queue).message_count
@@ -197,7 +197,7 @@ class Bench:
         with subprocess.Popen(["cat", file], stdout=subprocess.PIPE) as cat:
             process = self.start(TAREAS, TAREAS.publish, queue, stdin=cat.stdout, file="-")
             assert cat.stdout
-            cat.stdout.close()  # the producer's alone: should it die, cat ends too
+            cat.stdout.close()  # the producer has it: if the producer dies, cat ends too
             while process.poll() is None:
                 peak = max(peak, memory([process], "VmHWM"))
                 time.sleep(LOOK)
@@ -207,9 +207,9 @@ class Bench:
         return took, peak
 
     def fill(self, contender: Contender, queue: str, count: int) -> None:
-        """Put so many empty tasks into its queue; in an envelope of its own: so many copies of one that it published.
+        """Put `count` empty tasks into the queue; for a contender with an envelope, copies of one that it published.
 
-        Published by itself they would take longer than all that is measured afterwards.
+        To publish all of them itself would take it longer than all that is measured afterwards.
         """
         first = 1 if contender.envelope else count
         by = contender if contender.envelope else TAREAS
@@ -229,10 +229,10 @@ class Bench:
     def slices(self, tasks: dict[Contender, int], workers: int, turns: int) -> Any:
         """Tasks/s, and seconds of CPU per 10,000 tasks, by contender, a value for each turn.
 
-        tasks: how many there are for each. All have their workers running, on full queues of their own, paused
-        (SIGSTOP); a turn gives each of them SLICES short slices, one after the other. So what else the machine does,
-        which changes from second to second, touches all alike. Who has emptied its queue has finished; who does not
-        work is left out, and said.
+        tasks: how many there are for each. All have their workers started, on full queues of their own, and paused
+        (SIGSTOP). A turn gives each of them SLICES short slices, one after the other. So what else the machine does,
+        which changes from second to second, touches all alike. A contender with an empty queue has finished. One that
+        does not work is reported and left out.
         """
         rates: dict[str, list[float]] = {contender.name: [] for contender in tasks}
         costs: dict[str, list[float]] = {contender.name: [] for contender in tasks}
@@ -267,12 +267,12 @@ class Bench:
                 it.signal(signal.SIGKILL)
                 left = tasks[contender] - total(it.marks.read())
                 window = contender.prefetch * workers
-                # What was started is acknowledged, but for what was at hand.
+                # All that was started is acknowledged, except what was at hand.
                 self.wait_until(filled[contender], lambda s, n=left, w=window: n <= s.message_count <= n + w)
         return rates, costs
 
     def run(self, contender: Contender, file: Path, count: int, workers: int) -> dict[str, Progress]:
-        """Start the workers, then have the contender publish the tasks: the marks when all are done."""
+        """Start the workers, then have the contender publish the tasks. Returns the marks when all are done."""
         with self.queue(contender) as queue, self.workers(contender, queue, workers) as running:
             self.wait_for_consumers(contender, queue, running, workers)
             publisher = self.start(contender, contender.publish, queue, file=file)
@@ -286,7 +286,7 @@ class Bench:
 
     @contextlib.contextmanager
     def workers(self, contender: Contender, queue: str, count: int, drain: bool = False) -> Iterator[Workers]:
-        """So many running workers; killed afterwards, with all their processes."""
+        """`count` running workers; killed afterwards, with all their processes."""
         processes: list[Any] = []
         with tempfile.TemporaryDirectory(dir=self.folder) as marks:
             try:
@@ -327,7 +327,7 @@ class Bench:
 
 
 def ended(process: Any) -> int:
-    """Wait for its end, for DEADLINE at most: its exit status. wait(timeout) would look every 50 ms only."""
+    """Wait for its end, for DEADLINE at most. Returns its exit status. wait(timeout) would look only every 50 ms."""
     watchdog = threading.Timer(DEADLINE, process.kill)
     watchdog.start()
     try:
@@ -337,7 +337,7 @@ def ended(process: Any) -> int:
 
 
 def shifted(order: Sequence[Any], places: int) -> Sequence[Any]:
-    """The same order, begun at another place: nobody is always the first."""
+    """The same order from another place on: nobody is always the first."""
     places %= max(len(order), 1)
     return [*order[places:], *order[:places]]
 
@@ -370,7 +370,7 @@ def cpu(processes: Sequence[Any]) -> float:
 
 
 def memory(processes: Sequence[Any], field: str = "VmRSS") -> float:
-    """MiB in memory, of them and their children together; VmHWM: at most so far (Linux)."""
+    """MiB in memory, of them and their children together; VmHWM: the peak (Linux)."""
     return sum(
         int(line.split()[1]) / 1024
         for process in processes for pid in tree(process.pid)

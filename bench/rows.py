@@ -57,13 +57,13 @@ class Row:
     less_is_better: bool = False
 
     def __post_init__(self) -> None:
-        """Who has no figure (it failed, which was said) has no place."""
+        """Leave out who has no figure: a contender that failed, which was reported."""
         self.values = {name: got for name, got in self.values.items() if got}
 
 
 @dataclass
 class Size:
-    """How much of it: turns, and the share of the tasks. Only with all of them is the title of a row the truth."""
+    """Turns, and the share of the tasks. The titles of the rows say what a share of 1 is."""
 
     runs: int
     share: float
@@ -73,7 +73,7 @@ class Size:
 
 
 def in_turns(runs: int, contenders: Sequence[Contender], measure: Callable[[Contender], float]) -> Values:
-    """Each contender once a turn, the first of a turn being another one each time. Who fails is left out, and said."""
+    """Each contender once a turn; every turn begins with another one. Who fails is reported and left out."""
     values: Values = {contender.name: [] for contender in contenders}
     for turn in range(runs):
         for contender in shifted(contenders, turn):
@@ -87,9 +87,9 @@ def in_turns(runs: int, contenders: Sequence[Contender], measure: Callable[[Cont
     return values
 
 
-def ratios(values: Values, over: str, under: str = TAREAS.name) -> list[float]:
-    """Turn by turn: what the one got over what the other got."""
-    return [one / other for one, other in zip(values.get(under, []), values.get(over, []), strict=False) if other]
+def ratios(values: Values, divisor: str, dividend: str = TAREAS.name) -> list[float]:
+    """What the dividend got divided by what the divisor got, turn by turn."""
+    return [one / other for one, other in zip(values.get(dividend, []), values.get(divisor, []), strict=False) if other]
 
 
 def compare(values: Values, asked: dict[Contender, float], *, at_least: bool) -> list[Claim]:
@@ -110,7 +110,7 @@ def best(values: Values, among: Sequence[Contender], *, most: bool = True) -> Co
 
 
 def publishing(bench: Bench, size: Size) -> Iterator[Row]:
-    """Tasks/s of 20,000 from a file: their time less that of one task, as starting has a row of its own."""
+    """Tasks/s of 20,000 from a file: their time less that of one task. Starting has a row of its own."""
     one = write_tasks(bench.folder / "one.jsonl", 1)
     many = size.of(20_000)
     few = many // 10  # for those that wait for each confirm: their rate is the same
@@ -140,7 +140,7 @@ def publishing(bench: Bench, size: Size) -> Iterator[Row]:
 def million(bench: Bench, size: Size) -> Iterator[Row]:
     """A million tasks from stdin: peak memory; and tasks/s beside those of 20,000, less the time of a thousand.
 
-    The C bound does the same from a file: what RabbitMQ makes of a long queue shows there too.
+    The C bound does the same from a file: it shows what a long queue costs RabbitMQ.
     """
     few, some, many = (size.of(count) for count in (1_000, 20_000, 1_000_000))
     contenders = present(TAREAS, BOUND_C)
@@ -181,7 +181,7 @@ def starting(bench: Bench, size: Size) -> Iterator[Row]:
     def measure(contender: Contender) -> float:
         with bench.queue(contender) as queue:
             file = None if contender.one else one
-            bench.publish(contender, file, queue, 1)  # what it declares beside the queue is there then, for all
+            bench.publish(contender, file, queue, 1)  # all that it declares beside the queue is there afterwards
             return 1000 * bench.publish(contender, file, queue, 1)
 
     contenders = present(TAREAS, BARE, AIO_PIKA, KOMBU, DRAMATIQ, CELERY, BOUND_C)
@@ -285,7 +285,7 @@ def killing(bench: Bench, size: Size) -> Iterator[Row]:
 def growth(bench: Bench, size: Size) -> Iterator[Row]:
     """Tasks/s of 1 to 16 workers with tasks of 20 ms, over the ideal of 50 tasks/s each.
 
-    Beside the least and the most, kombu's loop: what the machine can do.
+    kombu's loop runs with the least and with the most workers: what the machine can do.
     """
     values: Values = {}
     for workers in (1, 2, 4, 8, 16):

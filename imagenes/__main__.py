@@ -1,8 +1,8 @@
 """Make every picture of the README from real runs: make imagenes, or python -m imagenes [NAME ...]
 
 Each picture is the screen of a terminal where the commands in it were typed, a page of RabbitMQ's management interface
-in a headless browser, or a plot of what workers and the demo told. Nothing is drawn by hand. What it needs is put into
-imagenes/.venv; Chromium (Debian: apt install chromium) and RabbitMQ with its management plugin have to be there.
+in a headless browser, or a plot of what workers and the demo told. Nothing is drawn by hand. Its packages go into
+imagenes/.venv; Chromium (Debian: apt install chromium) and RabbitMQ with its management plugin must be installed.
 Linux and macOS.
 """
 
@@ -30,12 +30,12 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 VENV = HERE / ".venv"
 DEADLINE = 120.0  # seconds
-# Where the pictures are taken: a copy with nothing but the project in it.
+# Not copied to the folder where the pictures are taken.
 LEFT_OUT = shutil.ignore_patterns(".*", "__pycache__", "imagenes", "bench", "tests")
 
 
 class Scene:
-    """A folder like a fresh clone, with its environment made; mostly a RabbitMQ, at the usual port if that is free."""
+    """A folder like a fresh clone with its .venv, and mostly a RabbitMQ, at the usual port if that is free."""
 
     def __init__(self, folder: Path, node: Node | None) -> None:
         self.folder = folder
@@ -55,7 +55,7 @@ class Scene:
         return self._node
 
     def terminal(self, *, fresh: bool = False, columns: int = 80) -> Terminal:
-        """A terminal there, where .venv is active already unless it is a fresh one."""
+        """A terminal in the folder. fresh: .venv is not active yet."""
         from imagenes.terminal import Terminal
 
         terminal = Terminal(self.folder, self.environment | ({} if fresh else self.with_programs), columns)
@@ -203,7 +203,7 @@ def routing(scene: Scene) -> None:
     with sync_playwright() as play:
         flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync"]
         browser = play.chromium.launch(executable_path=chromium(), args=flags)
-        # RabbitMQ's pages forbid eval, which waiting for an expression comes to.
+        # bypass_csp: RabbitMQ's pages forbid eval, which wait_for_function needs.
         page = browser.new_page(viewport={"width": 860, "height": 1000}, device_scale_factor=2, bypass_csp=True)
         page.goto(f"{scene.node.management_url}")
         page.fill("input[name=username]", "guest")
@@ -219,12 +219,12 @@ def routing(scene: Scene) -> None:
         browser.close()
 
 
-# What is not about routing: the page's head, diagrams, rows that are empty, and the form for more bindings.
+# All that is not about routing: the page's head, diagrams, empty rows, and the form for more bindings.
 HIDDEN = """#header, #rhs, #footer, #main form, #main h3, #main .section:first-of-type .hider > :not(table.facts),
     #main .section:first-of-type table.facts-l:first-of-type > tbody > tr + tr { display: none !important; }
     #main { padding: 4px 16px 12px !important; margin: 0 !important; background: #fff; }"""
 COMPLETE = "/worker-2/.test(document.body.textContent) && !/NaN/.test(document.body.textContent)"
-# Leaves these sections, opened.
+# Shows these sections, and no others.
 OPENED = """(titles) => {
     for (const section of document.querySelectorAll('#main > div.section, #main > div.section-hidden')) {
         const title = section.querySelector('h2')?.textContent || '';
@@ -267,7 +267,7 @@ def chromium() -> str:
 
 @contextlib.contextmanager
 def scene(name: str) -> Iterator[Scene]:
-    """A fresh one for each picture: none depends on another."""
+    """A fresh scene for each picture: none depends on another."""
     from tareas.lab.node import Node
     from tareas.lab.programs import find_programs
 
@@ -287,7 +287,7 @@ def scene(name: str) -> Iterator[Scene]:
 
 
 def prepare() -> None:
-    """Make .venv and imagenes/.venv if they are not there, and go on in the latter."""
+    """Make .venv and imagenes/.venv if they are not there, and continue in imagenes/.venv."""
     subprocess.run(["make", "-s", ".venv/run"], cwd=ROOT, check=True)
     wanted, made = HERE / "requirements.txt", VENV / "made"
     python = VENV / "bin" / "python"
@@ -312,7 +312,7 @@ def main(names: Sequence[str]) -> int:
         return 2
     prepare()
     if "routing" in (names or known):
-        chromium()  # said now, not after some minutes
+        chromium()  # fails now, not after some minutes
     for name in names or known:
         with scene(name) as made:
             known[name](made)

@@ -150,7 +150,7 @@ class Terminal:
     def _line(self, y: int) -> Text:
         line = Text()
         row = [self._screen.buffer[y][x] for x in range(self._columns)]
-        # An indent stands alone: some programs drop those that a text of an SVG begins with.
+        # An indent is a text of its own: some programs drop the blanks before a text of an SVG.
         indent = len(row) - len("".join(cell.data for cell in row).lstrip())
         line.append(" " * indent)
         for style, cells in itertools.groupby(row[indent:], _style):

@@ -94,7 +94,7 @@ class Parser(argparse.ArgumentParser):
     def _about(self, unknown: str) -> str:
         if not unknown.startswith("-") or unknown == "-":
             return f"one argument too many: {argument(unknown)}"
-        import difflib  # only here: the usual start needs none
+        import difflib  # for this error alone
 
         name = unknown.partition("=")[0]
         command = next((each for each in self._given if each in self._commands()), "")
@@ -175,14 +175,16 @@ def seconds(text: str) -> float:
 
 def positive(text: str) -> int:
     """A whole number from 1 on."""
-    return _whole(text, 1)
+    if not re.fullmatch(r"[0-9]{1,18}", text) or not 1 <= int(text) <= MAX_COUNT:
+        raise argparse.ArgumentTypeError(f"{argument(text)} is not a whole number from 1 to {MAX_COUNT:,}")
+    return int(text)
 
 
 def up_to(most: int) -> Callable[[str], int]:
     """A type: a whole number from 1 to this one."""
 
     def number(text: str) -> int:
-        value = _whole(text, 1)
+        value = positive(text)
         if value > most:
             raise argparse.ArgumentTypeError(f"{argument(text)} is too many: 1 to {most:,}")
         return value
@@ -221,12 +223,6 @@ def _name(text: str, limit: int) -> str:
     return text
 
 
-def _whole(text: str, least: int) -> int:
-    if not re.fullmatch(r"[0-9]{1,18}", text) or not least <= int(text) <= MAX_COUNT:
-        raise argparse.ArgumentTypeError(f"{argument(text)} is not a whole number from {least} to {MAX_COUNT:,}")
-    return int(text)
-
-
 def _number(text: str) -> float | None:
-    """A plain decimal number; none of what float() takes besides: nan, inf, 1_000, ١."""
+    """A plain decimal number. None for what else float() takes: nan, inf, 1_000, ١."""
     return float(text) if re.fullmatch(r"[0-9]+(\.[0-9]*)?|\.[0-9]+", text) else None

@@ -13,7 +13,7 @@ from tareas.lab.programs import Programs
 
 
 class Cluster:
-    """RabbitMQ nodes on this machine that form one cluster. As a context manager: started on entry, ended on exit."""
+    """As a context manager: started on entry, ended on exit."""
 
     def __init__(self, folder: str | Path, programs: Programs, size: int = 3, config: str = "") -> None:
         self.folder = Path(folder).absolute()
@@ -47,21 +47,21 @@ class Cluster:
     def running(self) -> Iterator[Node]:
         return (node for node in self.nodes if node.running)
 
-    def start(self, deadline: float = 2 * BOOT) -> None:
-        """Start every node and wait until the first sees all of them. Raises NodeTrouble after `deadline` seconds."""
+    def start(self) -> None:
+        """Start every node and wait until the first sees all of them. Raises NodeTrouble when that takes too long."""
         first = self.nodes[0]
         if not first.has_data and first.programs.name.startswith("3."):
-            # The others find a node to join: of three that boot at once, on a busy machine, each may found its own
-            # cluster (seen with 3.10). Since 4.0 they wait for each other, and choose one.
-            first.start(deadline)
+            # One first, for the others to join. When three boot at once on a busy machine, each may found its own
+            # cluster (seen with 3.10). Since 4.0 they wait for each other.
+            first.start(2 * BOOT)
         for node in self.nodes:
             node.launch()
         for node in self.nodes:
-            node.wait(deadline)
-        first.ctl("await_online_nodes", str(len(self.nodes)), deadline=deadline)
+            node.wait(2 * BOOT)
+        first.ctl("await_online_nodes", str(len(self.nodes)), deadline=2 * BOOT)
 
     def leader(self, queue: str) -> Node:
-        """The node that leads this quorum queue, as a node that runs says. Raises NodeTrouble when none does."""
+        """The running node that leads this quorum queue. Raises NodeTrouble when none does."""
         for node in self.running:
             listed = json.loads(node.ctl("list_queues", "name", "leader", "--formatter", "json"))
             leaders = {row["name"]: row["leader"] for row in listed}
@@ -71,7 +71,7 @@ class Cluster:
         raise NodeTrouble(f"no running node leads the queue {queue}")
 
     def close(self) -> None:
-        """End every node at once (by force: a quorum queue's node that stops in order waits for the others)."""
+        """Kill every node: one that stops in order waits for the others, which have its quorum queues."""
         for node in self.nodes:
             node.kill()
             node.close()

@@ -33,21 +33,21 @@ class DockerBroker:
         done = call("docker", "inspect", "--format", "{{.State.Running}}", self.container)
         return done is not None and done.stdout.strip() == "true"
 
-    def create(self, deadline: float = BOOT) -> None:
+    def create(self) -> None:
         """Make the container and wait for RabbitMQ in it. Raises NodeTrouble."""
         if not free(self.port):
             raise NodeTrouble(f"port {self.port} is taken: use what is there, stop it, or choose another "
                               "(make broker ARGS='--port N')")
         volume = [f"--volume={self.volume}:/var/lib/rabbitmq"] if self.volume else []
-        # The fixed host name: a node's data belongs to its name, which is rabbit@HOSTNAME.
+        # A fixed host name: the data belongs to the node's name, rabbit@HOSTNAME.
         options = ["--detach", f"--name={self.container}", "--hostname=tareas", f"--publish={HOST}:{self.port}:5672"]
         self._docker("run", *options, *volume, IMAGE, deadline=600)
-        self._wait(deadline)
+        self._wait()
 
-    def start(self, deadline: float = BOOT) -> None:
+    def start(self) -> None:
         """Start the container again, and wait for RabbitMQ in it. Raises NodeTrouble."""
         self._docker("start", self.container)
-        self._wait(deadline)
+        self._wait()
 
     def stop(self) -> None:
         """A clean stop."""
@@ -63,8 +63,8 @@ class DockerBroker:
         if self._claim:
             self._claim.release()
 
-    def _wait(self, deadline: float) -> None:
-        until = time.monotonic() + deadline
+    def _wait(self) -> None:
+        until = time.monotonic() + BOOT
         while greet(self.port) is None:
             if time.monotonic() > until or not self.running:
                 raise NodeTrouble(f"RabbitMQ in Docker did not answer (docker logs {self.container})")

@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 
 GRACE = 20.0  # seconds a node has for a clean end once its owner is gone
+UNREGISTERED = 5.0  # seconds until epmd has noticed the end of a node
 
 
 def read_pid(pid_file: Path) -> int | None:
@@ -29,16 +30,16 @@ def read_pid(pid_file: Path) -> int | None:
         return None
 
 
-def stop_epmd(port: int, deadline: float = 5.0) -> None:
-    """End the epmd (Erlang's port mapper, which the first node starts) at this port, once no node is left in it.
+def stop_epmd(port: int) -> None:
+    """End the epmd (Erlang's port mapper, which the first node starts) at this port, once no node is registered.
 
-    Source: Erlang distribution protocol, KILL_REQ: length 1, then "k". The answer is NO while a node is
-    registered, and a killed node still is, for a moment.
+    Source: Erlang distribution protocol, KILL_REQ: length 1, then "k". The answer is NO while a node is registered. A
+    killed node stays registered for a moment.
     """
-    until = time.monotonic() + deadline
+    until = time.monotonic() + UNREGISTERED
     while time.monotonic() < until:
         try:
-            with socket.create_connection(("127.0.0.1", port), timeout=deadline) as epmd:
+            with socket.create_connection(("127.0.0.1", port), timeout=UNREGISTERED) as epmd:
                 epmd.sendall(b"\x00\x01k")
                 if epmd.recv(16) == b"OK":
                     return
@@ -52,11 +53,11 @@ def main(argv: list[str]) -> int:
     node = subprocess.Popen(command, stdin=subprocess.DEVNULL)
 
     def when_the_owner_is_gone() -> None:
-        while os.read(0, 4096):  # not sys.stdin: its lock, held by this thread, would spoil our own end
+        while os.read(0, 4096):  # not sys.stdin: this thread would hold its lock when Python ends
             pass
         until = time.monotonic() + GRACE
         while (pid := read_pid(pid_file)) is None and node.poll() is None and time.monotonic() < until:
-            time.sleep(0.05)  # still booting: RabbitMQ writes the file at the beginning of that
+            time.sleep(0.05)  # RabbitMQ writes the file early in its boot
         with contextlib.suppress(OSError, subprocess.TimeoutExpired):
             if pid is not None:
                 os.kill(pid, signal.SIGTERM)

@@ -22,7 +22,7 @@ from types import TracebackType
 from tareas.errors import NodeTrouble
 from tareas.lab import guard, settings
 from tareas.lab.ports import HOST, Claim, free, greet
-from tareas.lab.programs import Programs, ctl
+from tareas.lab.programs import Programs
 
 BOOT = 120.0  # seconds: 3 on an idle machine, 15 and more on a busy one
 MANAGEMENT = 10_000  # from RabbitMQ's port to that of its management page: 5672, 15672
@@ -60,8 +60,8 @@ class Node:
         self.epmd = epmd or self._claim()
         self.management_port = self._management_port(port) if management else None
         self._guard: subprocess.Popen[bytes] | None = None
-        self._version = ""
-        self._logged: dict[Path, int] = {}  # how long its logs were at its launch
+        self.version = ""  # RabbitMQ's, as it answers at the start: "3.10.8"
+        self._logged: dict[Path, int] = {}  # the sizes of its logs at the launch
 
     def _claim(self, port: int | None = None) -> int:
         claim = Claim(port)
@@ -72,7 +72,7 @@ class Node:
         """15672 beside 5672, as RabbitMQ has them, 15673 beside 5673, and so on; any where that one is taken."""
         beside = (port or 0) + MANAGEMENT
         if port and beside <= 65535 and free(beside):
-            with contextlib.suppress(NodeTrouble):  # another node of ours that is about to have it
+            with contextlib.suppress(NodeTrouble):  # another node of ours has claimed it
                 return self._claim(beside)
         return self._claim()
 
@@ -103,11 +103,6 @@ class Node:
     @property
     def running(self) -> bool:
         return self._guard is not None and self._guard.poll() is None
-
-    @property
-    def version(self) -> str:
-        """RabbitMQ's version, as the node told it at its start: "3.10.8"."""
-        return self._version
 
     @property
     def log(self) -> Path:
@@ -153,7 +148,7 @@ class Node:
                 stdin=subprocess.PIPE,
                 stdout=console,
                 stderr=console,
-                start_new_session=True,  # a Ctrl+C at the terminal is the owner's, who stops the node in order
+                start_new_session=True,  # Ctrl+C at the terminal reaches only the owner, which stops the node in order
             )
 
     def wait(self, deadline: float = BOOT) -> None:
@@ -164,14 +159,14 @@ class Node:
                 raise NodeTrouble(f"RabbitMQ ({self.programs.folder}) did not start: {self._last_words()}")
             version = greet(self.port)
             if version is not None:
-                self._version = version
+                self.version = version
                 return
             if time.monotonic() > until:
                 raise NodeTrouble(f"RabbitMQ did not answer within {deadline:.0f} s: {self._last_words()}")
             time.sleep(0.05)
 
-    def stop(self, deadline: float = 60.0) -> None:
-        """Stop the node cleanly (SIGTERM); by force after `deadline` seconds. A stopped node: nothing happens."""
+    def stop(self) -> None:
+        """Stop the node cleanly (SIGTERM), after a minute by force. A stopped node stays stopped."""
         if self._guard is None:
             return
         pid = self.pid
@@ -179,13 +174,13 @@ class Node:
             if pid is None:  # still booting
                 raise ProcessLookupError
             os.kill(pid, signal.SIGTERM)
-            self._guard.wait(deadline)
+            self._guard.wait(60)
         except (ProcessLookupError, subprocess.TimeoutExpired):
             pass
         self.kill()
 
     def kill(self) -> None:
-        """SIGKILL the node with everything that belongs to it: no goodbye to clients, nothing written any more."""
+        """SIGKILL the node and its helpers: no goodbye to clients, nothing more is written."""
         if self._guard is None:
             return
         if self.running:
@@ -193,7 +188,7 @@ class Node:
         self._guard.wait()
         until = time.monotonic() + 10
         while not (free(self.port) and free(self.dist_port)) and time.monotonic() < until:
-            time.sleep(0.01)  # the Erlang VM is not our child: its end shows in what it no longer holds
+            time.sleep(0.01)  # the Erlang VM is not our child: it has ended when its ports are free
         if self._guard.stdin:
             self._guard.stdin.close()
         self._guard = None
@@ -201,10 +196,10 @@ class Node:
         if self.own_epmd:
             guard.stop_epmd(self.epmd)
 
-    def restart(self, deadline: float = BOOT) -> None:
+    def restart(self) -> None:
         """A clean stop, and a start."""
         self.stop()
-        self.start(deadline)
+        self.start()
 
     def close(self) -> None:
         """Stop the node and give its ports back. The folder stays."""
@@ -216,7 +211,17 @@ class Node:
         """What `rabbitmqctl ARGUMENTS` prints. Raises NodeTrouble when it fails or takes more than `deadline` s."""
         if not self.running:
             raise NodeTrouble(f"rabbitmqctl {arguments[0]}: the node {self.name} is not running")
-        return ctl(self.programs, "rabbitmqctl", *arguments, environment=self.environment, deadline=deadline)
+        command, said = [str(self.programs.folder / "rabbitmqctl"), "--quiet"], f"rabbitmqctl {' '.join(arguments)}"
+        try:
+            done = subprocess.run(
+                [*command, *arguments], env=self.environment, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+                timeout=deadline,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            raise NodeTrouble(f"{said}: no answer within {deadline:.0f} s") from None
+        if done.returncode:
+            raise NodeTrouble(f"{said}: {' '.join((done.stderr or done.stdout).split())[:300]}")
+        return done.stdout
 
     @property
     def environment(self) -> dict[str, str]:
@@ -224,9 +229,9 @@ class Node:
         return settings.environment(self.folder, self.home, self.name, self.dist_port, self.epmd)
 
     def _last_words(self) -> str:
-        """Why it did not start, as far as its logs tell, and where they are.
+        """Why it did not start, and where its logs are.
 
-        It tells the first errors since the launch: after them the log only says, at length, how the Erlang VM ends.
+        The first errors since the launch: what the logs have after them is only how the Erlang VM ends.
         """
         lines: list[str] = []
         for file in sorted(self.log.glob("*.log"), key=lambda file: file.stat().st_mtime):

@@ -10,15 +10,14 @@ HOST = "127.0.0.1"
 PORTS = range(21000, 31000)  # below the ports that Linux and macOS hand out to clients by themselves
 
 
-def greet(port: int, host: str = HOST, timeout: float = 5.0) -> str | None:
+def greet(port: int) -> str | None:
     """The version of the RabbitMQ that answers at this port; "" for another AMQP broker, None if nobody answers.
 
     Source: AMQP 0-9-1, 2.2.4: the client sends the protocol header, the server answers with connection.start, whose
     server properties carry `version` as a long string.
     """
     try:
-        with socket.create_connection((host, port), timeout=timeout) as peer:
-            peer.settimeout(timeout)
+        with socket.create_connection((HOST, port), timeout=5) as peer:
             peer.sendall(b"AMQP\x00\x00\x09\x01")
             answer = b""
             while len(answer) < 7 or len(answer) < 7 + int.from_bytes(answer[3:7], "big"):

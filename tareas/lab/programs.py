@@ -1,13 +1,12 @@
-"""RabbitMQ's programs: where they are, and calling one."""
+"""RabbitMQ's programs: where they are."""
 
 import os
 import re
 import shutil
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from tareas.errors import NodeTrouble, Trouble
+from tareas.errors import Trouble
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ class Programs:
 def find_programs(folder: str | Path | None = None) -> Programs | None:
     """RabbitMQ's programs in `folder`, else in $RABBITMQ_BIN, else where packages put them. None: not installed.
 
-    Raises Trouble if a folder was named and holds none: another RabbitMQ than the one that was asked for is no help.
+    Raises Trouble if the named folder holds none: no other RabbitMQ is taken instead.
     On Debian /usr/sbin/rabbitmq-server insists on root or the user rabbitmq; the one in /usr/lib/rabbitmq does not.
     """
     named = folder or os.environ.get("RABBITMQ_BIN")
@@ -51,20 +50,3 @@ def find_programs(folder: str | Path | None = None) -> Programs | None:
         if os.access(Path(candidate, "rabbitmq-server"), os.X_OK):
             return Programs(Path(candidate))
     return None
-
-
-def ctl(
-    programs: Programs, program: str, *arguments: str, environment: dict[str, str] | None, deadline: float = 60.0
-) -> str:
-    """What one of RabbitMQ's programs prints. Raises NodeTrouble when it fails or takes more than `deadline` s."""
-    command = [str(programs.folder / program), "--quiet", *arguments]
-    said = f"{program} {' '.join(arguments)}"
-    try:
-        done = subprocess.run(
-            command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=deadline
-        )
-    except subprocess.TimeoutExpired:
-        raise NodeTrouble(f"{said}: no answer within {deadline:.0f} s") from None
-    if done.returncode:
-        raise NodeTrouble(f"{said}: {' '.join((done.stderr or done.stdout).split())[:300]}")
-    return done.stdout

@@ -18,7 +18,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,11 +35,8 @@ NOT_HERE = (
     "rabbitmq-server; macOS: brew install rabbitmq), or start Docker, or name one that runs (--url or AMQP_URL)"
 )
 
-Say = Callable[[str], None]
-
-
 def say(text: str) -> None:
-    """What happens before anything can run: on stderr, where no program reads it for output."""
+    """Say on stderr what takes so long: on stdout, a program may read it."""
     print(text, file=sys.stderr, flush=True)
 
 
@@ -56,7 +53,7 @@ def can_install() -> bool:
     return hasattr(os, "geteuid") and os.geteuid() == 0 and shutil.which("apt-get") is not None
 
 
-def install(say: Say = say) -> Programs:
+def install() -> Programs:
     """Install Debian's or Ubuntu's rabbitmq-server, for its programs. Raises Trouble when that fails."""
     say("RabbitMQ is not installed: installing the package rabbitmq-server (apt-get, about a minute) ...")
     # RUNLEVEL=1: invoke-rc.d starts no service, which would listen on every interface of this machine.
@@ -71,16 +68,16 @@ def install(say: Say = say) -> Programs:
     return programs
 
 
-def ensure_programs(say: Say = say) -> Programs:
+def ensure_programs() -> Programs:
     """RabbitMQ's programs, installed if they are not there and we may. Raises Trouble with the commands to type."""
     programs = find_programs()
     if programs is None and not can_install():
         raise Trouble(NOT_HERE.replace(", and Docker's engine does not answer", "").replace(", or start Docker", ""))
-    return programs or install(say)
+    return programs or install()
 
 
 @contextlib.contextmanager
-def provide(url: str | None = None, say: Say = say) -> Iterator[Provided]:
+def provide(url: str | None = None) -> Iterator[Provided]:
     """A RabbitMQ for the time of the block: `url`, else $AMQP_URL, else a private one with nothing in it.
 
     Raises Trouble when there is none, with the commands that install one. Afterwards nothing of a private one is left.
@@ -91,23 +88,29 @@ def provide(url: str | None = None, say: Say = say) -> Iterator[Provided]:
         return
     programs = find_programs()
     if programs is None and docker_answers():
-        say(f"RabbitMQ is not installed: using Docker ({IMAGE}; the first time that is a download) ...")
-        with contextlib.closing(DockerBroker()) as container:
-            container.create()
+        with _container() as container:
             yield Provided(container.url, container)
         return
     if programs is None:
         if not can_install():
             raise Trouble(NOT_HERE)
-        programs = install(say)
+        programs = install()
     with tempfile.TemporaryDirectory(prefix="tareas-", ignore_cleanup_errors=True) as folder:
         node = Node(Path(folder) / "node", programs)
         try:
             node.start()
             yield Provided(node.url, node)
         finally:
-            node.kill()  # quicker than in order, and its data goes anyway
+            node.kill()  # quicker than a clean stop, and its data goes anyway
             node.close()
+
+
+@contextlib.contextmanager
+def _container(port: int | None = None, volume: str | None = None) -> Iterator[DockerBroker]:
+    say(f"RabbitMQ is not installed: using Docker ({IMAGE}; the first time that is a download) ...")
+    with contextlib.closing(DockerBroker(port, volume)) as container:
+        container.create()
+        yield container
 
 
 @contextlib.contextmanager
@@ -115,14 +118,11 @@ def _kept(port: int, folder: Path) -> Iterator[Node | DockerBroker]:
     """For `make broker`: a RabbitMQ at this port whose data stays, stopped in order."""
     programs = find_programs()
     if programs is None and docker_answers():
-        say(f"RabbitMQ is not installed: using Docker ({IMAGE}; the first time that is a download) ...")
-        with contextlib.closing(DockerBroker(port, volume="tareas-broker")) as container:
-            container.create()
+        with _container(port, volume="tareas-broker") as container:
             yield container
             container.stop()
         return
-    if programs is None:
-        programs = ensure_programs()
+    programs = programs or ensure_programs()
     with Node(folder, programs, port=port, management=programs.has("rabbitmq_management")) as node:
         yield node
 
@@ -149,7 +149,7 @@ def serve(port: int, folder: Path) -> int:
                 raise
             finally:
                 for number in (signal.SIGINT, signal.SIGTERM):
-                    signal.signal(number, signal.SIG_IGN)  # from here on it ends, in order
+                    signal.signal(number, signal.SIG_IGN)  # from here on it stops cleanly
             raise Trouble("RabbitMQ has ended by itself: its log says why")
     except KeyboardInterrupt:
         print("Stopped.")

@@ -18,7 +18,7 @@ def pid_file(folder: Path) -> Path:
 
 
 def environment(folder: Path, home: Path, name: str, dist_port: int, epmd: int) -> dict[str, str]:
-    """What RabbitMQ's programs need to deal with this node and no other. Of the user's own settings: nothing.
+    """What RabbitMQ's programs need to deal with this node and no other. Nothing of the user's own settings.
 
     home: the cookie's place. dist_port, epmd: the ports of Erlang's distribution and of its port mapper.
     """

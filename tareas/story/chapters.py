@@ -17,9 +17,9 @@ from tareas.story.timeline import KILLED, Bar, Event, bars
 CHAPTERS = ("kill", "late", "retry", "restart", "poison")
 MAX_ATTEMPTS = 4  # the killed worker and the killed broker each spend one
 RETRY_DELAY = 0.5  # seconds; with 4 attempts the poison task rests 0.5 + 1 + 2 s
-SETTLE = 5.0  # seconds between declaring a quorum queue and killing its broker: younger than 1 s, it can lose messages
+SETTLE = 5.0  # seconds from the declare of a quorum queue to the kill of its broker: before 1 s it may lose messages
 WORKED, LEFT = 0.4, 0.3  # seconds of work behind and before a task when we kill its worker
-KILLS = 5  # tries to hit a worker in the middle of a task: we may be slow, or it may finish while we take aim
+KILLS = 5  # tries to kill a worker in the middle of a task: it may finish just before
 
 T = TypeVar("T")
 
@@ -101,7 +101,7 @@ class Story:
                 held = [bar.id for bar in bars(self.stage.events) if bar.who == victim.name and bar.mark == KILLED]
                 if held:
                     break
-                self._new_worker()  # it had just finished: no harm done, and nothing shown
+                self._new_worker()  # it had just finished its task: another worker, another try
             self._publish([self._another_long_one()])
         else:
             raise Trouble(f"{KILLS} times no worker could be killed while it held a task")
@@ -188,7 +188,7 @@ class Story:
         return worker
 
     def _publish(self, tasks: list[Task]) -> None:
-        """Start a producer, and wait until it says that it has finished: what it says belongs to this chapter."""
+        """Start a producer, and wait for its `finished`: all its events belong to this chapter."""
         self._published |= {task["id"] for task in tasks}
         text = "".join(json.dumps(task) + "\n" for task in tasks)
         before, events = len(self.stage.events), self.stage.events
@@ -202,7 +202,7 @@ class Story:
         return task
 
     def _wait(self, what: str, found: Callable[[], T | None], by: Actor | None = None) -> T:
-        """As Stage.wait_for, with time for all the work that there is."""
+        """As Stage.wait_for, with time for the work of all tasks."""
         return self.stage.wait_for(what, found, by, DEADLINE + sum(self.work.values()))
 
     def _wait_event(self, word: str, task_id: str, since: float = 0.0, **facts: object) -> Event:
@@ -218,7 +218,7 @@ class Story:
                      and facts.items() <= event.items()), None)
 
     def _aim(self) -> list[Bar] | None:
-        """The attempt to kill, as a list; an empty one if there will be none; None if there is none yet."""
+        """A list of the one attempt to cut short. Empty: there will be none. None: there is none yet."""
         names = {worker.name for worker in self.workers}
         now = time.time()
         ripe = [bar for bar in bars(self.stage.events)

@@ -16,7 +16,7 @@ TOP = 76  # of the first row
 ROW = 40
 BAR = 18
 THIN = 2.5  # pixels of the shortest bar
-MOST_NAMED = 60  # tasks that the key names; a browser names each when the pointer rests on its bar
+MOST_NAMED = 60  # tasks that the key names; a browser names any of them when the pointer is on its bar
 
 GROUND, RIM, GRID, GREY, INK, WHITE = "#fbfbf8", "#d0d0c8", "#e4e4dc", "#62626a", "#1e2024", "#ffffff"
 FIRST, AGAIN, RED, GREEN = "#2f66b0", "#a86200", "#b3202a", "#16703c"
@@ -85,14 +85,14 @@ class Chart:
             self._life(name)
         before: dict[str, Bar] = {}
         for bar in self.attempts:
-            if bar.again and bar.id in before:
-                self._redelivery(before[bar.id], bar)
+            if bar.again and (lost := before.get(bar.id)):
+                self.page.arrow(self._x(lost.end), self._y(lost.who), self._x(bar.start), self._y(bar.who), AGAIN)
             before[bar.id] = bar
         for name in self.names:
             self._bars(name)
 
     def _x(self, time: float | None) -> float:
-        """None: it has not ended."""
+        """Where this moment is; None: it has not come yet."""
         seconds = (self.last if time is None else time) - self.first
         return round(min(max(LEFT + seconds * self._scale, LEFT), RIGHT), 1)
 
@@ -109,7 +109,7 @@ class Chart:
             self.page.text(min(start, RIGHT - width(text)), self.bottom + 14, text, RED, bold=True)
 
     def _life(self, name: str) -> None:
-        """From its first connection to its end, as a thin line."""
+        """A thin line, from the first connection of a worker to its end."""
         own = [event for event in self.events if event["who"] == name]
         began = next((event["time"] for event in own if event["event"] in ("connected", "started")), self.first)
         ended = next((event["time"] for event in own if event["event"] in ("killed", "stopped")), None)
@@ -117,11 +117,8 @@ class Chart:
         self.page.text(EDGE, y + 4, name[:12], INK, size=12)
         self.page.line(self._x(began), y, self._x(ended), y, RIM, 2)
 
-    def _redelivery(self, bar: Bar, again: Bar) -> None:
-        self.page.arrow(self._x(bar.end), self._y(bar.who), self._x(again.start), self._y(again.who), AGAIN)
-
     def _bars(self, name: str) -> None:
-        """Those of one worker, each with its task inside it, above it or below it, where there is room."""
+        """The bars of one worker. The name of the task stands in its bar, above or below, where there is room."""
         y = self._y(name)
         above = below = 0.0  # where the last label ends
         for bar in (bar for bar in self.attempts if bar.who == name):
@@ -148,7 +145,7 @@ class Chart:
                 self.page.rect(start + wide - 3, y - BAR / 2 - 3, 3, BAR + 6, RED if bar.mark == "!" else GREY)
 
     def _kill(self, bar: Bar, x: float, y: float) -> None:
-        """A cross, and what came of the task: the row is empty from here on."""
+        """A cross, and what came of the task. The rest of the row is free for these words."""
         for slope in (7, -7):
             self.page.line(x - 7, y - slope, x + 7, y + slope, RED, 3)
         again = next((other for other in self.attempts if other.id == bar.id and other.start > bar.start), None)

@@ -20,12 +20,12 @@ class Interrupted(BaseException):
 class Signals:
     """Within this context a signal interrupts the demo only where it waits, so that clean-up is never cut short.
 
-    A further signal changes nothing: the end is on its way. Nor does one after the context, until the process ends.
+    Further signals change nothing, in the context or after it: the end is on its way.
     """
 
     def __init__(self) -> None:
         self.received: int | None = None
-        self.raising = False  # inside somebody else's code that waits: raise there
+        self.raising = False  # a signal raises at once: somebody else's code waits
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Signals:
@@ -38,7 +38,7 @@ class Signals:
         if self.received is None:
             self.restore()
             return
-        for signum in self._before:  # not our handler: Python takes that away some milliseconds before its end
+        for signum in self._before:  # Python takes our handler away some milliseconds before its end
             signal.signal(signum, signal.SIG_IGN)
 
     def restore(self) -> None:

@@ -1,6 +1,6 @@
-"""The stage of the demo: real producer.py and worker.py processes, what they say, and that all of them end.
+"""The stage of the demo: it starts real producer.py and worker.py processes, hears them, and ends them all.
 
-It knows no more of them than a user could: their command lines, and the events they print with --json.
+It knows what a user can know of them: their command lines, and the events that they print with --json.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Actor:
     """One process.
 
     name: who it is in its events. words: the last lines of its stderr. ends: it ends by itself, with status 0.
-    told_to_end: by us, so that any status will do.
+    told_to_end: we ended it, so any status will do.
     """
 
     def __init__(self, name: str, process: subprocess.Popen[str], ends: bool) -> None:
@@ -52,11 +52,11 @@ class Actor:
         self.threads: list[threading.Thread] = []
 
     def silent(self) -> bool:
-        """Whether it has ended and all it said is read."""
+        """Whether it has ended, and all that it said is read."""
         return self.process.poll() is not None and not any(thread.is_alive() for thread in self.threads)
 
     def failed(self) -> bool:
-        """Whether it has ended, and not as the story has it."""
+        """Whether it has ended, and should not have."""
         return not self.told_to_end and self.silent() and not (self.ends and self.process.returncode == 0)
 
 
@@ -79,7 +79,7 @@ class Stage:
         self._show = show
         # Unbuffered and in UTF-8: what a killed process has said is in the pipe, whatever the machine's settings.
         self._environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8", **(environment or {})}
-        self._unshown: OSError | None = None  # nobody reads what we show any more
+        self._unshown: OSError | None = None  # why our own output cannot be written any more
         self._news = threading.Condition()
 
     def __enter__(self) -> Stage:
@@ -98,7 +98,7 @@ class Stage:
     def start(self, name: str, script: str, *arguments: str, text: str | None = None, ends: bool = False) -> Actor:
         """Start `python SCRIPT ARGUMENTS --json`. text: what it reads from a pipe; ends: see Actor.
 
-        In a session of its own: Ctrl+C at the terminal is for the demo alone, which then ends the actors itself.
+        It runs in a session of its own: Ctrl+C at the terminal reaches only the demo, which ends its actors itself.
         """
         process = subprocess.Popen(
             [sys.executable, str(HERE / script), *arguments, "--json"],
@@ -125,7 +125,7 @@ class Stage:
         return actor
 
     def kill(self, actor: Actor) -> None:
-        """SIGKILL (on Windows TerminateProcess): no goodbye. Returns when it is gone and all it said is read."""
+        """SIGKILL (on Windows TerminateProcess). Returns when it is gone and all that it said is read."""
         actor.told_to_end = True
         actor.process.kill()
         now = round(time.time(), 3)
@@ -147,7 +147,7 @@ class Stage:
     def wait_for(
         self, what: str, found: Callable[[], T | None], by: Actor | None = None, seconds: float = DEADLINE
     ) -> T:
-        """What `found` returns, once that is neither None nor False; asked again whenever there is a new event.
+        """Call `found` at each new event, and return its result once that is neither None nor False.
 
         what: for the message, after "did not see". by: whose last lines explain it best.
         Raises Missed after so many seconds or when an actor ends that should not, Interrupted after a signal.
@@ -180,8 +180,8 @@ class Stage:
 
     def wait_for_enter(self) -> None:
         """Wait until a line is typed, or standard input ends, and listen meanwhile. Raises what wait_for raises."""
-        # A thread, for Windows can't wait for a terminal and for others at once; os.read, for a thread that is amid
-        # sys.stdin.readline when Python ends is a fatal error.
+        # A thread: Windows cannot wait for a terminal and for events at once. os.read: a thread in sys.stdin.readline
+        # is a fatal error when Python ends.
         def read() -> None:
             with contextlib.suppress(OSError):
                 os.read(0, 4096)

@@ -14,7 +14,7 @@ LETTER = 0.62  # width of a letter, in parts of its size, in the widest of the u
 class Page:
     """Draw on it, then `svg()`. Coordinates are pixels from the top left; a colour is a hex triplet.
 
-    width; height: may grow until the end. ground, edge: of the page itself, so that it does not matter on what it lies.
+    height: may grow until the end. ground, edge: colours of the page itself, so that it can lie on any other.
     """
 
     def __init__(self, width: int, ground: str, edge: str) -> None:
@@ -47,13 +47,13 @@ class Page:
     def text(
         self, x: float, y: float, text: str, colour: str, size: float = 11, bold: bool = False, middle: bool = False
     ) -> None:
-        """y: of the line that letters stand on. middle: x is where the middle of the text is, else its beginning."""
+        """y: the baseline. middle: x is the middle of the text, else its beginning."""
         more = ' font-weight="bold"' * bold + ' text-anchor="middle"' * middle
         style = f'x="{x:g}" y="{y:g}" font-size="{size:g}" fill="{colour}"{more}'
         self._parts.append(f"<text {style}>{escaped(text)}</text>")
 
     def svg(self, title: str) -> str:
-        """The whole of it. title: for who cannot see it."""
+        """The picture. title: for readers who cannot see it."""
         size = f'width="{self.width:g}" height="{self.height:g}" viewBox="0 0 {self.width:g} {self.height:g}"'
         ground = (f'<rect x="0.5" y="0.5" width="{self.width - 1:g}" height="{self.height - 1:g}" rx="8" '
                   f'fill="{self.ground}" stroke="{self.edge}"/>')  # fmt: skip
@@ -62,7 +62,7 @@ class Page:
 
 
 def escaped(text: str) -> str:
-    """Text from outside, short enough, without anything that XML or a reader takes for more than text."""
+    """Text from outside, cut, and safe in XML and on a screen."""
     return html.escape(printable(cut(text)))
 
 

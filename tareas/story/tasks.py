@@ -66,7 +66,7 @@ def own(task: Task, taken: Container[str]) -> Task:
 
 
 def shares(tasks: Sequence[Task], chapters: Sequence[str], workers: int) -> dict[str, list[Task]]:
-    """Which chapter publishes which tasks, "open" the first ones: all of them, and ours where a chapter needs more.
+    """The tasks that each chapter publishes, "open" being the first. Where a chapter needs more, it gets some of ours.
 
     workers: how many there are when the chapter "late" begins.
     """
@@ -79,7 +79,7 @@ def shares(tasks: Sequence[Task], chapters: Sequence[str], workers: int) -> dict
         return named
 
     def last(count: int) -> list[Task]:
-        start = max(len(left) - count, 1)  # one at least is there to begin with
+        start = max(len(left) - count, 1)  # at least one stays for "open"
         found = left[start:]
         del left[start:]
         return found + [add(EXTRA) for _ in range(count - len(found))]

@@ -9,12 +9,12 @@ from typing import Any
 
 Event = dict[str, Any]
 
-OWN = ("killed", "down", "up")  # the demo's own words, no worker's: who is a worker, RabbitMQ, RabbitMQ
+OWN = ("killed", "down", "up")  # the demo's own events; `who` is a worker, RabbitMQ, RabbitMQ
 
 # How an attempt ends, and the mark its bar ends with.
 ENDS = {"done": "", "failed": "!", "dead_lettered": "!", "discarded": "?", "abandoned": "?"}
 KILLED = "X"
-AGAIN = ">"  # a bar that begins with it: RabbitMQ delivered the task once more
+AGAIN = ">"  # how the bar of a redelivered task begins
 KEY = f"= doing it, {AGAIN} delivered again, ! failed, ? result not acknowledged, {KILLED} killed, ~ RabbitMQ down"
 LONGEST_NAME = 12
 
@@ -23,7 +23,7 @@ LONGEST_NAME = 12
 class Bar:
     """One attempt: `who` had task `id` in hand from `start` to `end` (unix seconds; None: still).
 
-    mark: the character it ends with; again: RabbitMQ said that it delivers this task once more.
+    mark: the character that the bar ends with. again: the task was redelivered.
     """
 
     who: str
@@ -35,7 +35,7 @@ class Bar:
 
 
 def bars(events: Iterable[Event]) -> list[Bar]:
-    """Every attempt that the events tell of, in the order of their start. A `killed` ends what that worker had."""
+    """All attempts in these events, in the order of their start. `killed` ends the attempt of that worker."""
     found: list[Bar] = []
     open_bars: dict[str, Bar] = {}
     for event in sorted(events, key=lambda event: event["time"]):
@@ -57,7 +57,7 @@ def bars(events: Iterable[Event]) -> list[Bar]:
 def labels(ids: Iterable[str]) -> dict[str, str]:
     """A short name for each task: the number its id ends in ("task-0007": "7"), else its first letters.
 
-    Should two of them be the same, all are numbered from 1 in the order given.
+    If two of them are the same, all are numbered from 1 in the order given.
     """
     unique = list(dict.fromkeys(ids))
     short = {}

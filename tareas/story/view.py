@@ -32,11 +32,11 @@ UNSHOWN = ("published", "confirmed")  # the panel counts them
 
 
 class Telling:
-    """Says events as the commands themselves print them without --json, but for what is `unsaid`."""
+    """Turns events into the lines that the commands print without --json. unsaid: an end of reasons, left out."""
 
     def __init__(self, unsaid: str) -> None:
         self._unsaid = unsaid
-        self._tellers: dict[str, Events] = {}  # each remembers what it has said: a reason that stays is not repeated
+        self._tellers: dict[str, Events] = {}  # each remembers its last reason, and does not repeat it
         self._text = io.StringIO()
 
     def line(self, event: Event) -> str:
@@ -61,8 +61,8 @@ class Telling:
 class View:
     """Prints lines; on a terminal, within the context, with a live panel below them.
 
-    work: the seconds that each task takes, for its bar (None: not known). unsaid: advice at the end of
-    a reason that nobody needs here. All methods may be called from any thread.
+    work: the seconds that each task takes, for its bar. unsaid: advice at the end of a reason that nobody needs here.
+    All methods may be called from any thread.
     """
 
     def __init__(self, console: Console | None = None, unsaid: str = "") -> None:
@@ -93,7 +93,7 @@ class View:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """A pause of the story, until a person wants to go on. Without the panel, which what they type would spoil."""
+        """A pause until a person wants to go on. The panel is off meanwhile: what they type would spoil it."""
         self._say("")
         self._paragraph("", "-- Enter goes on", "bold reverse")
         if self._live:
@@ -111,7 +111,7 @@ class View:
         self._paragraph(f"{self._sentences:2}. ", sentence, "bold")
 
     def note(self, sentence: str) -> None:
-        """What came of it."""
+        """What came of the step."""
         self._paragraph(" => ", sentence, "bold magenta")
 
     def remark(self, sentence: str) -> None:
@@ -142,7 +142,7 @@ class View:
             self._say(text)
 
     def verdict(self, text: str, problems: Sequence[str]) -> None:
-        """The last line, and before it what broke the promise."""
+        """The last line; before it, what broke the promise."""
         self._say("")
         for problem in problems:
             self._paragraph("", problem, "bold red")
@@ -161,7 +161,7 @@ class View:
         if self._lively:
             self._console.print(Text(text, style) if isinstance(text, str) else text, soft_wrap=True)
         else:  # rich would end the process by itself when a pipe is closed
-            self._console.file.write(f"{text}\n")  # print() writes the line's end apart: another's may come between
+            self._console.file.write(f"{text}\n")  # print() would write twice, with another thread's line between
             self._console.file.flush()
 
     def _panel(self) -> Panel:
@@ -188,7 +188,7 @@ class View:
 
 
 def _states(events: Iterable[Event]) -> dict[str, str]:
-    """Each worker, and what it is besides working or waiting for a task ("")."""
+    """The state of each worker; "" if it works or waits for a task."""
     states: dict[str, str] = {}
     words = {"killed": "killed", "connection_lost": "no RabbitMQ", "waiting": "no RabbitMQ",
              "stopped": "stopped", "stopping": "stopping", "failed": "resting"}  # fmt: skip

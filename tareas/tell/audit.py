@@ -1,16 +1,16 @@
 """From events to a verdict: what was confirmed, done, dead, lost, done twice.
 
 The promise is kept if every confirmed task is done, or in the dead-letter queue with a reason, or still in the queue.
-Logs alone do not show the queue: with them alone, the number of the lost is the most that it can be. A dead letter that
-was replayed is a task again. So a task is dead if it died more often than it was replayed.
+Logs do not show the queue. If nobody looked into it, more tasks seem lost than are. A dead letter that was replayed is
+a task again. So a task is dead if it died more often than it was replayed.
 
-A task may be done twice (at-least-once), but only announced. RabbitMQ delivers each publication once without the flag
-`redelivered` (https://www.rabbitmq.com/docs/consumers). The producer says `published` and admin.py `replayed` for each
-publication: a task may have been done that many times without the flag, and no more.
+A task may be done twice (at-least-once), but only if RabbitMQ announced it. RabbitMQ delivers each message once without
+the flag `redelivered` (https://www.rabbitmq.com/docs/consumers). Each publish is an event: `published` of a producer,
+`replayed` of admin.py. A task may be done that many times without the flag, and no more.
 
 These rules count, and compare no times: the clocks of several machines may differ. Only the order of one worker's own
-lines matters. One exception: what ended minutes before its task was published does not count. It was another task of
-that id, of the night before, say.
+lines matters. One exception: an end that is minutes older than the first publish does not count. It belongs to another
+task of that id, of the night before, say.
 """
 
 from __future__ import annotations
@@ -45,18 +45,18 @@ class Verdict:
     replayed: int  # of those that died
     lost: list[str]  # confirmed more often than done, dead or left in the queue, as far as that is known
     twice: list[str]  # done more than once
-    unannounced: list[str]  # the part of `twice` that redelivery doesn't explain
+    unannounced: list[str]  # those of `twice` that no redelivery explains
     reasonless: list[str]  # dead letters that do not say why
     unstarted: list[str]  # done by a worker that had not started it
     done_and_dead: list[str]  # worker or broker died between done and ack in the last attempt, or a replay
     unconfirmed: list[str]  # done or dead: a producer died before it read the confirm, or its log is not here
     pending: list[str]  # published, without a confirm, and neither done nor dead
-    repeated: list[str]  # published as several tasks with one id: what one of them had twice may hide another's loss
+    repeated: list[str]  # published as several tasks with one id: one that is done twice may hide one that is lost
     earlier: list[str]  # ended before they were published: see EARLIER
     unfinished: list[str]  # producers, and what they left
     heard: list[str]  # whose logs these are
-    truncated: list[str]  # lines cut short ("worker.log line 7"): a process was killed amid them, or a disk full
-    queue_known: bool  # whether anybody looked what is left in the queue
+    truncated: list[str]  # lines cut short ("worker.log line 7"): a process was killed, or a disk was full
+    queue_known: bool  # whether somebody looked into the queue
 
     @property
     def fine(self) -> bool:
@@ -131,7 +131,7 @@ class _Task:
 
 
 class _Judged(NamedTuple):
-    """What became of the tasks of one id, those of earlier runs left out. wanted: how many have to have ended."""
+    """What became of the tasks of one id, without those of earlier runs. wanted: how many must have ended."""
 
     done: int
     dead: int

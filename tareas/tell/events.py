@@ -32,14 +32,13 @@ class Events:
     """Tells what happens to `who` (a worker's id, or "producer") on `stream` (default: stdout).
 
     as_json: JSON Lines; their keys are time (unix seconds), event, who, and then the facts. If stderr is a terminal and
-    the stream is none, a person sees the changes of state there. Without as_json: lines for a person. If the stream is
-    a terminal (and TERM is not "dumb"), they have colours, and the running task a bar.
+    the stream is not, a person sees the changes of state there. Without as_json: lines for a person. If the stream is a
+    terminal (and TERM is not "dumb"), they have colours, and the running task a bar.
 
     Every method raises OSError if the stream takes no more: BrokenPipeError when its reader went away, ENOSPC when
-    the disk is full. The caller must not go on as if the event were told: a worker that can't tell `done` must not
-    ack, or the log would show a loss that is none.
+    the disk is full. A worker that could not tell `done` must not ack: the log would show a loss that is none.
 
-    Any thread may tell, and so may a signal handler that interrupts another `tell`: its line follows that one's.
+    Any thread may tell. So may a signal handler that interrupts another `tell`: its line comes after the other one.
     """
 
     def __init__(self, who: str, as_json: bool = False, stream: TextIO | None = None) -> None:
@@ -106,13 +105,13 @@ class Events:
                     events._screen.waiting()
 
     def for_others(self) -> TextIO | None:
-        """On a terminal, a stream for what else is written to it: with the bar below, not amid it. Else None."""
+        """A stdout for all that is no event: it keeps the bar below what is written. None if there is no bar."""
         if self._screen is None:
             return None
         return cast(TextIO, _ForOthers(self))
 
     def _in_child(self) -> None:
-        """In a forked process, which may print: a thread of its parent's may have held the lock."""
+        """In a forked process, which may print: a thread that held the lock does not exist there."""
         self._lock, self._writing = threading.RLock(), False
         self._pending.clear()
 
@@ -127,9 +126,9 @@ class Events:
     def _write(self, word: str, text: str, facts: dict[str, Any]) -> None:
         with self._lock:
             self._pending.append((word, text, facts))
-            if self._writing:  # we are a signal handler amid the loop below: a stream cannot be entered twice
+            if self._writing:  # a signal handler amid the loop below: that loop writes this, too
                 return
-            while self._pending:  # again: a signal handler may come between the last look below and the end
+            while self._pending:  # once more: a signal handler may come after the last look of the inner loop
                 self._writing = True
                 try:
                     while self._pending:
@@ -170,8 +169,8 @@ class Events:
 
 
 class _ForOthers:
-    """A stdout for others: what they write goes above the line that lives, in its turn among the events. Every other
-    attribute, `buffer` say, is that of the terminal's own stream."""
+    """A stdout for others: what they write goes above the bar, in its order among the events. Every other attribute,
+    `buffer` say, is that of the terminal's own stream."""
 
     def __init__(self, events: Events) -> None:
         self._events = events

@@ -10,9 +10,9 @@ from tareas.text import quoted
 
 
 def pace(seen: Sequence[tuple[float, int]]) -> dict[str, float | None]:
-    """How many tasks a second leave the queue, less those that come, and the seconds until it is empty at that rate.
+    """rate: by how many tasks a second the queue shrinks. left: the seconds until it is empty, at that rate.
 
-    seen: (seconds of a steady clock, tasks ready), oldest first. None: not known yet, or it does not shrink.
+    seen: (seconds of a steady clock, tasks ready), oldest first. None: not known yet, or the queue does not shrink.
     """
     (began, before), (now, ready) = seen[0], seen[-1]
     if now <= began:

@@ -44,7 +44,7 @@ def in_json(letter: DeadLetter) -> str:
     if letter.task is None:
         about["body"] = base64.b64encode(letter.body).decode("ascii")
     line = json.dumps({**(letter.task or {}), "dead_letter": about}, separators=(",", ":"))
-    if letter.task is not None and len(line) > MAX_BYTES:  # a task that is as large as can be: then itself alone
+    if letter.task is not None and len(line) > MAX_BYTES:  # too long for producer.py: the task without `dead_letter`
         line = re.sub(r"[^ -~]", _escaped, encode(letter.task).decode())
     return line
 

@@ -13,17 +13,17 @@ from typing import Any, BinaryIO
 from tareas.errors import InvalidLog
 from tareas.text import printable
 
-OPENING = b'{"time": '  # of an event; nowhere inside of one: a text's quotes are escaped
-NEED_ID = {"published", "confirmed", "started", "done"}  # letters are replayed that have none
-COPIED = 4096  # bytes at the beginning of two logs that are the same only if one is a copy
+OPENING = b'{"time": '  # how an event begins. No text in an event has it: quotes are escaped there
+NEED_ID = {"published", "confirmed", "started", "done"}  # not `replayed`: some dead letters have none
+COPIED = 4096  # bytes: two logs that begin with the same ones are copies of one log
 
 
 def read(paths: Iterable[str | Path]) -> Iterator[dict[str, Any]]:
     """The events of these files, one after the other, each with its "log". "-" is stdin; a path is read only once.
 
-    A killed process leaves its last line cut short, and the same process, started again, writes on behind that piece.
-    Such a piece comes as {"event": "truncated"}. Any other line that is no event raises InvalidLog, and so does a log
-    that is a copy of another. A file that cannot be read raises OSError.
+    A killed process leaves its last line cut short. Started again, it writes on behind that piece. The piece comes as
+    {"event": "truncated"}. Any other line that is no event raises InvalidLog, and so does a log that is a copy of
+    another. A file that cannot be read raises OSError.
     """
     beginnings: dict[bytes, str] = {}
     for path in dict.fromkeys(str(path) for path in paths):
@@ -40,14 +40,14 @@ def read(paths: Iterable[str | Path]) -> Iterator[dict[str, Any]]:
                 if beginning:
                     beginnings[beginning] = name
             for number, whole in enumerate(file, 1):
-                line = whole.replace(b"\0", b"")  # what a power cut can leave of a line that was not on the disk yet
+                line = whole.replace(b"\0", b"")  # what a power cut leaves of a line that was not on the disk yet
                 if line.strip():
                     for event in _events(line, name, number):
                         yield {**event, "log": name}
 
 
 def _events(line: bytes, path: str, number: int) -> Iterator[dict[str, Any]]:
-    """The event in this line; or several, where one was cut short, if only by its newline. Raises InvalidLog."""
+    """The event in this line; several, if one was cut short and the next follows in the same line."""
     try:
         event = json.loads(line.decode("utf-8"))
     except (ValueError, RecursionError) as error:

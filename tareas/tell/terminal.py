@@ -26,7 +26,7 @@ from tareas.work.forks import at_fork
 if TYPE_CHECKING:
     from rich.console import OverflowMethod
 
-TURN = 0.2  # seconds between two drawings; a task that is done sooner gets no line at all, only flicker would show
+TURN = 0.2  # seconds between two drawings; a shorter task gets no line, which would only flicker
 LONGEST_BAR = 30  # columns
 SHORTEST_BAR = 5
 SHORTEST_NAME = 9  # of a task: "task-0003"
@@ -49,7 +49,7 @@ class Screen:
         self._since: float | None = None  # when the running task began
         self._label = ""  # of the line that lives
         self._drawn = 0  # columns of the line that is on the screen now
-        self._partial = False  # someone else has written the beginning of a line, and our line must not be drawn
+        self._partial = False  # someone else has begun a line: ours must not be drawn behind it
         self._lock = threading.RLock()
         at_fork(self, Screen._in_child)
         self._running = threading.Event()
@@ -84,8 +84,8 @@ class Screen:
                 self._draw()
 
     def _wrapped(self, line: Text, said: Text) -> Text:
-        """The label and, behind it, what is said: wrapped between words, each further row under the first. On a
-        terminal too narrow for that, what is said goes below the label."""
+        """The label, and the text beside it in rows that are wrapped between words; below the label on a terminal that
+        is too narrow for that."""
         indent, columns = line.cell_len, self._columns() - 1
         below = columns - indent < min(NARROWEST, said.cell_len)
         if below:
@@ -138,7 +138,7 @@ class Screen:
             self._erase()
 
     def _in_child(self) -> None:
-        """In a forked process: the line is its parent's, and so is who holds the lock."""
+        """In a forked process: the line is the parent's, and so is the thread that holds the lock."""
         self._lock, self._live, self._since, self._drawn = threading.RLock(), None, None, 0
 
     def _tick(self) -> None:
@@ -158,8 +158,8 @@ class Screen:
                 return
 
     def _line(self, label: str, style: str, task: str, text: str, part: float | None) -> Text:
-        """The line, at most as wide as the terminal. Where room is short, the bar gets shorter first, then the task's
-        id; where not even the beginning of the id has room, the label goes."""
+        """The line, at most as wide as the terminal. For want of room the bar gets shorter first, then the task's id;
+        the label goes if not even the beginning of the id has room."""
         # Three stay free: some terminals wrap as soon as the last is written, and ^C, which they echo, takes two.
         columns = max(self._columns() - 3, 1)
         dots: OverflowMethod = "ellipsis" if self._bar[0] == "━" else "crop"
@@ -190,7 +190,7 @@ class Screen:
     def _erase(self) -> None:
         if self._drawn:
             erase = Control(ControlType.CARRIAGE_RETURN, (ControlType.ERASE_IN_LINE, 2))
-            wrapped = (self._drawn - 1) // self._columns()  # rows more than one: it was made narrower since
+            wrapped = (self._drawn - 1) // self._columns()  # rows above the last one, if the terminal was made narrower
             self._console.control(*[erase, Control((ControlType.CURSOR_UP, 1))] * wrapped, erase)
             self._drawn = 0
 

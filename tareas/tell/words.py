@@ -18,7 +18,7 @@ class Word(NamedTuple):
     ends: bool = False
 
 
-WARNING = "black on yellow"  # to be seen on dark grounds and on light ones, where yellow letters are not
+WARNING = "black on yellow"  # seen on dark grounds and on light ones; yellow letters are not
 
 WORDS = {
     # producer and worker
@@ -49,18 +49,18 @@ WORDS = {
     "replayed": Word("replayed", "green", "{id}"),
 }  # fmt: skip
 
-# With --json into a file, and a person at the terminal: what they would wait for in vain.
+# With --json into a file: what a person at the terminal is told all the same.
 ASIDE = {
     "connected", "connection_lost", "waiting", "blocked", "unblocked", "cancelled", "stopping", "finished", "stopped"
 }  # fmt: skip
 
-LOSSES = {"connection_lost", "cancelled", "waiting"}  # whose reasons follow each other
+LOSSES = {"connection_lost", "cancelled", "waiting"}  # often for one reason, which is said once
 
 
 def in_words(word: str, facts: dict[str, Any], shown: Callable[[str], str], last_reason: object = None) -> str:
     """The text of an event: `task-0003 in 0.61 s`.
 
-    shown: makes a text from outside safe to show. last_reason: of the loss before this one, which is not said again.
+    shown: makes a text from outside safe to show. last_reason: of the loss before this one, not to be said again.
     """
     said: dict[str, Any] = {name: shown(it) if isinstance(it, str) else it for name, it in facts.items()}
     if said.get("id") is None:
@@ -92,7 +92,7 @@ def in_json(word: str, who_as_json: str, facts: dict[str, Any]) -> str:
 
 
 def progress_text(confirmed: int, total: int | None, seconds: float) -> str:
-    """`12,000 of 50,000 confirmed, 8,000/s, 5 s left`; without a total what there is of it."""
+    """`12,000 of 50,000 confirmed, 8,000/s, 5 s left`; without a total `12,000 confirmed, 8,000/s`."""
     rate = confirmed / seconds if seconds > 0 else 0.0
     text = f"{confirmed:,}{f' of {total:,}' if total is not None else ''} confirmed, {rate:,.0f}/s"
     if total is not None and rate > 0:
