@@ -80,7 +80,7 @@ class Producer:
         except Trouble as error:
             error.args = (f"{error}; {self._summary(left=True)}",)
             raise
-        stopped = 0 if self._complete() else self.stopping.abandoned or self.stopping.requested
+        stopped = 0 if self._all_confirmed() else self.stopping.abandoned or self.stopping.requested
         left = self._left() if stopped or self.bad_line else ""
         self.tell("finished", published=self.published, confirmed=self.confirmed,
                   seconds=round(time.monotonic() - self.began, 3), **({"left": left} if left else {}))
@@ -126,18 +126,17 @@ class Producer:
         self.backoff.connected()
         try:
             while True:
-                item = self._next(connection)
-                if item is None:
-                    if self._finished() or self._stops_now():
-                        break
+                if (item := self._next(connection)) is not None:
+                    self.window.published(item)
+                    self.properties.message_id, self.properties.timestamp = item.id, int(time.time())
+                    connection.basic_publish(
+                        exchange="", routing_key=self.queue, body=item.body, properties=self.properties, mandatory=True
+                    )
+                elif self._finished() or self._stops_now():
+                    break
+                else:
                     connection.process_data_events(TICK)  # it waits, and calls _on_confirm and _on_return
                     self._tend(connection)
-                    continue
-                self.window.published(item)
-                self.properties.message_id, self.properties.timestamp = item.id, int(time.time())
-                connection.basic_publish(
-                    exchange="", routing_key=self.queue, body=item.body, properties=self.properties, mandatory=True
-                )
         except (Lost, Trouble):
             while connection.process_data_events():  # confirms that came before it: those tasks are not published again
                 pass
@@ -196,7 +195,7 @@ class Producer:
 
     def _on_lost(self, error: Exception) -> None:
         """The connection ended. In its own thread, at once."""
-        if self.connected and isinstance(error, Lost):
+        if self.connected and isinstance(error, Lost):  # else the next line says why: `waiting`, or what ends us
             self.tell("connection_lost", reason=str(error))
 
     def _tend(self, connection: Connection) -> None:
@@ -240,8 +239,7 @@ class Producer:
         """Whether a signal came, and the confirms that were still to come are here or took too long."""
         return self.stopping.requested is not None and (not self.window or self.stopping.age > STOP_WAIT)
 
-    def _complete(self) -> bool:
-        """Whether the whole source is confirmed."""
+    def _all_confirmed(self) -> bool:
         return self.source.ended and not self.window and not self.window.waiting and self.bad_line is None
 
     # -- what it says

@@ -77,7 +77,7 @@ class Worker:
         """Consume, and connect again whenever the connection is lost. Returns the exit status. Raises Trouble if there
         is no way on: login refused, the queue exists with other arguments, nobody answered within connect_timeout."""
         read_any_headers()  # or pika would lose the connection over some of them
-        with self.stopping:  # it minds Ctrl+C and SIGTERM
+        with self.stopping:  # it handles Ctrl+C and SIGTERM
             try:
                 self._stay_connected()
                 status = DRAINED_WITH_DEAD if self.drain and self.tasks_dead_lettered else 0
@@ -116,7 +116,7 @@ class Worker:
             self.stopping.rest(rest)
 
     def consume(self, connection: Connection) -> None:
-        """Declare, set the prefetch, consume. Returns when stopped or drained. Raises Lost, or what ends it."""
+        """Declare, set the prefetch, consume. Returns when stopped or drained. Raises Lost, or what ends the worker."""
         with self.stopping.interruptible():
             for name, arguments in queues.declarations(self.queue):
                 connection.queue_declare(queue=name, durable=True, arguments=arguments)
@@ -152,7 +152,7 @@ class Worker:
     def callback(self, ch: Any, method: Any, properties: Any, body: bytes) -> None:
         """Do one delivery and settle it: ack, nack with requeue, or a dead letter and then ack."""
         link, tag = self.link, method.delivery_tag
-        if self.stopping.requested and link.prefetch.most == 1:  # it came after the stop
+        if self.stopping.requested and link.prefetch.most == 1:  # too late; if several are at hand, all are done
             link.before_settling()
             ch.basic_nack(delivery_tag=tag, requeue=True)
             return
@@ -180,9 +180,9 @@ class Worker:
         if isinstance(outcome, Bury):
             self._bury(ch, tag, properties, body, outcome)
         elif isinstance(outcome, GiveBack):
-            # The task returns to the head of the queue. Without a rest, a few tasks that always fail would keep every
-            # worker from all the others.
-            link.ack_done(ch)
+            # The task returns to the head of the queue. Without a rest, a few tasks that always fail would keep all
+            # workers from all other tasks.
+            link.ack_done(ch)  # these must not wait for the rest
             self.hand, began = Hand.RESTING, time.monotonic()
             self.events.resting(task_id, outcome.rest)
             self.stopping.rest(outcome.rest)
@@ -200,7 +200,7 @@ class Worker:
             self.backoff.reset()
 
     def _do(self, do: Do, redelivered: bool) -> tuple[BaseException | None, float]:
-        """Have the task done: what it raised, and the seconds it took."""
+        """Have the task done. Returns what it raised, and the seconds it took."""
         task_id, attempt = do.task["id"], do.attempt
         self.hand, failure, began = Hand.WORKING, None, time.monotonic()
         shown = {} if self.events.as_json or self.handler else {"complexity": do.task.get("complexity")}
