@@ -95,7 +95,7 @@ class Producer:
             try:
                 with self.stopping.interruptible():  # Ctrl+C ends it at once: nothing is on its way
                     connection = connect(self.addresses, "producer", on_alarm=self.tell, on_lost=self._on_lost)
-                with connection:  # closed at the end
+                with connection:
                     self.publish(connection)
                 return
             except (Lost, Denied) as error:
@@ -141,6 +141,7 @@ class Producer:
             while connection.process_data_events():  # confirms that came before it: those tasks are not published again
                 pass
             raise
+        connection.close()
 
     def _next(self, connection: Connection) -> Item | None:
         """The task to publish now, new or once more. None: there is none now, or it has to wait."""

@@ -213,7 +213,7 @@ class Worker:
         self.seconds_busy += took
         if self.stopping.abandoned:  # even if the handler has swallowed Abandoned
             self.tell("abandoned", id=task_id, attempt=attempt)
-            raise Abandoned
+            raise Abandoned(self.stopping.abandoned)
         if failure is not None:
             self.tasks_failed += 1
             self.tell("failed", id=task_id, attempt=attempt, error=handlers.describe(failure, place=True),

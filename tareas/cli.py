@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from tareas.errors import Trouble
+from tareas.errors import Abandoned, Trouble
 from tareas.streams import OUTPUT_FULL, complain, leave
 from tareas.task import MAX_COMPLEXITY, QUEUE
 from tareas.text import HIDDEN, argument, masked, may_hold_password, quoted
@@ -23,8 +24,8 @@ MAX_QUEUE_BYTES = 250  # AMQP has 255; the dead-letter queue adds five
 def run(main: Callable[[list[str] | None], int], argv: list[str] | None = None) -> int:
     """Call a command's main and return its exit status; whatever it raises becomes one line on stderr.
 
-    130 after Ctrl+C; 1, without a word, when nobody reads our output any more (``| head``). With TAREAS_DEBUG=1 in
-    the environment, an error of our own shows its traceback.
+    130 after Ctrl+C, 143 after SIGTERM; 1, without a word, when nobody reads our output any more (``| head``). With
+    TAREAS_DEBUG=1 in the environment, an error of our own shows its traceback.
     """
     program = os.path.basename(sys.argv[0])
     for stream in (sys.stdout, sys.stderr):
@@ -35,8 +36,8 @@ def run(main: Callable[[list[str] | None], int], argv: list[str] | None = None) 
     except SystemExit as leaving:
         code = leaving.code
         status = code if isinstance(code, int) else 0 if code is None else complain(program, str(code), 1)
-    except KeyboardInterrupt:
-        status = complain(program, "interrupted", 130)
+    except (KeyboardInterrupt, Abandoned) as signalled:  # Abandoned: it came when all was over
+        status = complain(program, "interrupted", 128 + int((*signalled.args, signal.SIGINT)[0]))
     except Trouble as trouble:
         status = complain(program, str(trouble), trouble.status)
     except BrokenPipeError:

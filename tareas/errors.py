@@ -107,7 +107,8 @@ class Interrupted(BaseException):
 
 
 class Abandoned(BaseException):
-    """The second signal, or the end of the grace time. A BaseException: a handler's `except Exception` lets it by."""
+    """The second signal, or the end of the grace time; made with the signal's number. A BaseException: a handler's
+    `except Exception` lets it by."""
 
 
 # -- what happened, and a RabbitMQ of one's own

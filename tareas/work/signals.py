@@ -69,7 +69,7 @@ class Stopping:
         elif now - self._since >= REPEAT:
             self.abandoned = signum
             self._alarm(REPEAT)
-            raise Abandoned
+            raise Abandoned(signum)
 
     def _alarm(self, seconds: float) -> None:
         """Raise Abandoned in so many seconds, and again every second: a handler of the user's may swallow it, and so
@@ -82,7 +82,7 @@ class Stopping:
 
     def _on_alarm(self, signum: int, frame: FrameType | None) -> None:
         self.abandoned = self.abandoned or self.requested
-        raise Abandoned
+        raise Abandoned(self.abandoned)
 
     def _restore(self) -> None:
         """The signals as they were before."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from hypothesis import given, strategies as st
 
 from tareas import cli
 from tareas.cli import Parser, run
-from tareas.errors import Trouble, WrongCall
+from tareas.errors import Abandoned, Trouble, WrongCall
 from tareas.streams import own_stdout
 from tareas.text import HIDDEN
 
@@ -216,6 +217,7 @@ ENDS = [
     (Trouble("another end", status=3), 3, "worker.py: another end\n"),
     (WrongCall("no such file"), 2, "worker.py: no such file\n"),
     (KeyboardInterrupt(), 130, "worker.py: interrupted\n"),
+    (Abandoned(signal.SIGTERM), 143, "worker.py: interrupted\n"),
     (SystemExit(4), 4, ""),
     (SystemExit(), 0, ""),
     (SystemExit("text"), 1, "worker.py: text\n"),
