@@ -83,8 +83,8 @@ class Worker:
                 status = DRAINED_WITH_DEAD if self.drain and self.tasks_dead_lettered else 0
             except Interrupted:  # the first signal came while it connected
                 status = 0
-            except Abandoned:  # the second signal, or the end of the grace time
-                status = 128 + (self.stopping.abandoned or signal.SIGINT)
+            except Abandoned as abandoned:  # the second signal, or the end of the grace time
+                status = 128 + abandoned.signum
             except Trouble:
                 if self.seconds_busy or self.tasks_dead_lettered:
                     self._say_stopped()

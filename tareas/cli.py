@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -36,8 +35,10 @@ def run(main: Callable[[list[str] | None], int], argv: list[str] | None = None) 
     except SystemExit as leaving:
         code = leaving.code
         status = code if isinstance(code, int) else 0 if code is None else complain(program, str(code), 1)
-    except (KeyboardInterrupt, Abandoned) as signalled:  # Abandoned: it came when all was over
-        status = complain(program, "interrupted", 128 + int((*signalled.args, signal.SIGINT)[0]))
+    except KeyboardInterrupt:
+        status = complain(program, "interrupted", 130)
+    except Abandoned as abandoned:  # the signal came when all was over
+        status = complain(program, "interrupted", 128 + abandoned.signum)
     except Trouble as trouble:
         status = complain(program, str(trouble), trouble.status)
     except BrokenPipeError:

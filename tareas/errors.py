@@ -107,8 +107,12 @@ class Interrupted(BaseException):
 
 
 class Abandoned(BaseException):
-    """The second signal, or the end of the grace time; made with the signal's number. A BaseException: a handler's
+    """The second signal, or the end of the grace time; `signum`: of the signal to exit by. A BaseException: a handler's
     `except Exception` lets it by."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signum)
+        self.signum = signum
 
 
 # -- what happened, and a RabbitMQ of one's own

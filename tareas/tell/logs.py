@@ -47,7 +47,8 @@ def read(paths: Iterable[str | Path]) -> Iterator[dict[str, Any]]:
 
 
 def _events(line: bytes, path: str, number: int) -> Iterator[dict[str, Any]]:
-    """The event in this line; several, if one was cut short and the next follows in the same line."""
+    """The event in this line; several, if one was cut short and the next follows in the same line. Raises
+    InvalidLog."""
     try:
         event = json.loads(line.decode("utf-8"))
     except (ValueError, RecursionError) as error:

@@ -81,7 +81,7 @@ class Stopping:
         signal.setitimer(signal.ITIMER_REAL, seconds, REPEAT)
 
     def _on_alarm(self, signum: int, frame: FrameType | None) -> None:
-        self.abandoned = self.abandoned or self.requested
+        self.abandoned = self.abandoned or self.requested or signum
         raise Abandoned(self.abandoned)
 
     def _restore(self) -> None:

@@ -217,6 +217,7 @@ ENDS = [
     (Trouble("another end", status=3), 3, "worker.py: another end\n"),
     (WrongCall("no such file"), 2, "worker.py: no such file\n"),
     (KeyboardInterrupt(), 130, "worker.py: interrupted\n"),
+    (KeyboardInterrupt("a handler's own"), 130, "worker.py: interrupted\n"),
     (Abandoned(signal.SIGTERM), 143, "worker.py: interrupted\n"),
     (SystemExit(4), 4, ""),
     (SystemExit(), 0, ""),
